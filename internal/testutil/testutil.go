@@ -1,0 +1,28 @@
+// Package testutil holds what the tests of every package share: skips that CI can forbid, and the check that a test
+// binary leaves the host as it found it.
+package testutil
+
+import (
+	"os"
+	"testing"
+)
+
+// RequireEnv is the variable that turns every skip into a failure when its value is "all".
+const RequireEnv = "CORACLE_TEST_REQUIRE"
+
+// Skip skips the test with a reason, or fails it where CI promised that nothing is missing.
+func Skip(t testing.TB, reason string) {
+	t.Helper()
+	if os.Getenv(RequireEnv) == "all" {
+		t.Fatalf("%s=all, but: %s", RequireEnv, reason)
+	}
+	t.Skip(reason)
+}
+
+// RequireRoot skips the test where the process is not root.
+func RequireRoot(t testing.TB) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		Skip(t, "needs root: run the tests as root to include it")
+	}
+}
