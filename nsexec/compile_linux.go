@@ -21,22 +21,14 @@ type Options struct {
 	CgroupKill *os.File
 }
 
-// A Program is a spec made ready to start: the plan and the files that it inherits.
-type Program struct {
-	Plan  *Plan
-	files []*os.File // by Plan.Files; those in owned are closed with the Program
-	owned []*os.File
-
-	status Arg // pipe on which set-up reports READY or its error
-	report Arg // socket on which the guard reports the payload's pidfd and exit status
-}
-
 // compiler carries one spec through compilation.
 type compiler struct {
 	*Plan
 	spec *specs.Spec
 	opts *Options
 	prog *Program
+
+	hygieneStep int // see setFileCount
 }
 
 // file makes room for an inherited file and remembers which one it is.
@@ -50,13 +42,4 @@ func (c *compiler) file(name string, f *os.File) Arg {
 func (c *compiler) own(name string, f *os.File) Arg {
 	c.prog.owned = append(c.prog.owned, f)
 	return c.file(name, f)
-}
-
-// Close closes what Compile opened. It is safe to call more than once.
-func (p *Program) Close() error {
-	for _, f := range p.owned {
-		f.Close()
-	}
-	p.owned = nil
-	return nil
 }
