@@ -1,0 +1,110 @@
+package layerfs
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"slices"
+	"sync"
+)
+
+// Driver makes the root filesystem of a snapshot out of unpacked layers and a private directory. A driver keeps no
+// state of its own outside that directory, so that any process can continue where another left off. Its methods are
+// called from many goroutines.
+//
+// The life of a snapshot: Prepare once, Mount any number of times, Remove. Each may be the last call ever made when
+// the process is killed; Remove is then called by another one and must cope with a half-made directory.
+type Driver interface {
+	// Prepare fills the snapshot's new, empty directory.
+	Prepare(ctx context.Context, s *SnapshotDir) error
+	// Mount returns a detached mount of the root filesystem. The caller closes it.
+	Mount(ctx context.Context, s *SnapshotDir, opts *MountOptions) (*os.File, error)
+	// Remove empties the directory. That a thing is missing is no error.
+	Remove(ctx context.Context, s *SnapshotDir) error
+	// Close frees what the driver holds.
+	Close() error
+}
+
+// SnapshotDir is what a driver works on. Descriptors are borrowed: they are valid during the call only.
+type SnapshotDir struct {
+	// Dir is the snapshot's own directory, and Path its absolute path, for calls that take nothing else.
+	Dir  int
+	Path string
+	// LayerFDs are O_PATH descriptors of the layers' directories, and LayerPaths their paths, lowest first. Both are
+	// nil for Remove.
+	LayerFDs   []int
+	LayerPaths []string
+	// Root holds the mode and owner that the root directory has in the layers.
+	Root RootAttr
+	// UserXattrs is the store's flavour of overlay attributes, see [StoreOptions].
+	UserXattrs bool
+	// Volatile is the option of [SnapshotOptions].
+	Volatile bool
+}
+
+// RootAttr are the attributes of the root directory of an image.
+type RootAttr struct {
+	// Mode is the permission bits, with setuid, setgid and sticky as in stat(2).
+	Mode uint32 `json:"mode"`
+	// UID and GID are its owner.
+	UID uint32 `json:"uid"`
+	GID uint32 `json:"gid"`
+}
+
+// DriverConfig is what a driver gets when a store is opened.
+type DriverConfig struct {
+	// Dir is the directory of the store.
+	Dir string
+	// Logger is never nil.
+	Logger *slog.Logger
+}
+
+// OpenDriver makes a driver for a store.
+type OpenDriver func(DriverConfig) (Driver, error)
+
+var (
+	driversMu sync.RWMutex
+	drivers   = map[string]OpenDriver{}
+)
+
+// RegisterDriver makes a driver available to [StoreOptions] by name, usually from an init function of the package that
+// has it. It panics where the name is taken, as that is a mistake in the program.
+func RegisterDriver(name string, open OpenDriver) {
+	driversMu.Lock()
+	defer driversMu.Unlock()
+	if _, taken := drivers[name]; taken || builtinDriver(name) != nil || name == "" || open == nil {
+		panic(fmt.Sprintf("layerfs: driver %q is registered twice, or without name or function", name))
+	}
+	drivers[name] = open
+}
+
+// Drivers returns the names of the drivers that can be used, sorted.
+func Drivers() []string {
+	driversMu.RLock()
+	defer driversMu.RUnlock()
+	names := slices.Collect(maps.Keys(drivers))
+	for _, n := range []string{"overlay", "copy"} {
+		if builtinDriver(n) != nil {
+			names = append(names, n)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+func findDriver(name string) (OpenDriver, error) {
+	if name == "" {
+		name = "overlay"
+	}
+	if open := builtinDriver(name); open != nil {
+		return open, nil
+	}
+	driversMu.RLock()
+	defer driversMu.RUnlock()
+	if open := drivers[name]; open != nil {
+		return open, nil
+	}
+	return nil, fmt.Errorf("layerfs: no snapshot driver is called %q: import the package that registers it, or use \"overlay\" or \"copy\"", name)
+}

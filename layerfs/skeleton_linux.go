@@ -1,0 +1,107 @@
+package layerfs
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// Store is an image store on disk. Its methods may be called from many goroutines.
+type Store struct{}
+
+// Snapshot is a root filesystem made of layers and a private directory.
+type Snapshot struct{}
+
+func builtinDriver(string) OpenDriver { return nil }
+
+// OpenStore opens the store in dir, making it where it does not exist.
+func OpenStore(dir string, opts *StoreOptions) (*Store, error) { return nil, errors.ErrUnsupported }
+
+// Close frees what the store holds.
+func (s *Store) Close() error { return nil }
+
+// Dir returns the absolute path of the store.
+func (s *Store) Dir() string { return "" }
+
+// WriteBlob stores a blob.
+func (s *Store) WriteBlob(ctx context.Context, desc ocispec.Descriptor, r io.Reader) error {
+	return errors.ErrUnsupported
+}
+
+// OpenBlob opens a blob for reading.
+func (s *Store) OpenBlob(d digest.Digest) (*os.File, error) { return nil, errors.ErrUnsupported }
+
+// HasBlob reports whether the store has a blob.
+func (s *Store) HasBlob(d digest.Digest) bool { return false }
+
+// RemoveBlob removes a blob.
+func (s *Store) RemoveBlob(d digest.Digest) error { return errors.ErrUnsupported }
+
+// Blobs lists the digests of the blobs.
+func (s *Store) Blobs() ([]digest.Digest, error) { return nil, errors.ErrUnsupported }
+
+// ReadBlob reads a small blob.
+func (s *Store) ReadBlob(ctx context.Context, desc ocispec.Descriptor, max int64) ([]byte, error) {
+	return nil, errors.ErrUnsupported
+}
+
+// Tag names a manifest.
+func (s *Store) Tag(ctx context.Context, ref string, desc ocispec.Descriptor) error {
+	return errors.ErrUnsupported
+}
+
+// Resolve finds what a name stands for.
+func (s *Store) Resolve(ref string) (ocispec.Descriptor, error) {
+	return ocispec.Descriptor{}, errors.ErrUnsupported
+}
+
+// Untag removes a name.
+func (s *Store) Untag(ctx context.Context, ref string) error { return errors.ErrUnsupported }
+
+// List returns all names.
+func (s *Store) List() ([]Reference, error) { return nil, errors.ErrUnsupported }
+
+// Unpack makes a layer.
+func (s *Store) Unpack(ctx context.Context, spec LayerSpec) (Layer, error) {
+	return Layer{}, errors.ErrUnsupported
+}
+
+// UnpackAll makes all layers of an image.
+func (s *Store) UnpackAll(ctx context.Context, specs []LayerSpec, opts *UnpackOptions) ([]Layer, error) {
+	return nil, errors.ErrUnsupported
+}
+
+// Layers finds the unpacked layers of an image.
+func (s *Store) Layers(diffIDs []digest.Digest) ([]Layer, error) { return nil, errors.ErrUnsupported }
+
+// LayerKeys lists the unpacked layers.
+func (s *Store) LayerKeys() ([]string, error) { return nil, errors.ErrUnsupported }
+
+// RemoveLayer removes an unpacked layer.
+func (s *Store) RemoveLayer(ctx context.Context, key string) error { return errors.ErrUnsupported }
+
+// NewSnapshot makes a snapshot.
+func (s *Store) NewSnapshot(ctx context.Context, id string, layers []Layer, opts *SnapshotOptions) (*Snapshot, error) {
+	return nil, errors.ErrUnsupported
+}
+
+// OpenSnapshot finds a snapshot.
+func (s *Store) OpenSnapshot(id string) (*Snapshot, error) { return nil, errors.ErrUnsupported }
+
+// Snapshots lists the ids of all snapshots.
+func (s *Store) Snapshots() ([]string, error) { return nil, errors.ErrUnsupported }
+
+// ID returns the id.
+func (s *Snapshot) ID() string { return "" }
+
+// Mount mounts the snapshot.
+func (s *Snapshot) Mount(ctx context.Context, opts *MountOptions) (*os.File, error) {
+	return nil, errors.ErrUnsupported
+}
+
+// Remove removes the snapshot.
+func (s *Snapshot) Remove(ctx context.Context) error { return errors.ErrUnsupported }
