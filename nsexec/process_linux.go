@@ -1,0 +1,441 @@
+package nsexec
+
+import (
+	"bufio"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// Stdio are the standard streams of a process. Nil stands for /dev/null of the host.
+type Stdio struct {
+	Stdin, Stdout, Stderr *os.File
+}
+
+// Start starts the program and returns when its execve has succeeded. The process is attached: it ends with the
+// launcher, with the thread that the launcher owns and with the importing program, whatever kills that.
+//
+// An error is a *StepError or an *ExecError where a step of the plan failed, and nothing is left behind then.
+// Cancelling ctx while Start waits kills what was started.
+func (l *Launcher) Start(ctx context.Context, prog *Program, stdio *Stdio) (*Process, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	image, err := prog.Plan.ELF()
+	if err != nil {
+		return nil, err
+	}
+	ends, err := newEnds(prog)
+	if err != nil {
+		return nil, err
+	}
+	defer ends.closeTheirs()
+
+	files := make([]*os.File, 0, firstFile+len(prog.files))
+	if stdio == nil {
+		stdio = &Stdio{}
+	}
+	for _, f := range []*os.File{stdio.Stdin, stdio.Stdout, stdio.Stderr} {
+		if f == nil {
+			if f, err = ends.devNull(); err != nil {
+				ends.closeOurs()
+				return nil, err
+			}
+		}
+		files = append(files, f)
+	}
+	files = append(files, prog.files...)
+	files[prog.report.value] = ends.reportTheirs
+	files[prog.status.value] = ends.statusTheirs
+	if ends.syncTheirs != nil {
+		files[prog.sync.value] = ends.syncTheirs
+	}
+
+	guard, err := l.fork(image, files, prog.nested)
+	if err != nil {
+		ends.closeOurs()
+		return nil, err
+	}
+	ends.closeTheirs()
+	p := &Process{guard: guard, report: ends.report, done: make(chan struct{})}
+	stop := context.AfterFunc(ctx, func() {
+		ends.status.SetReadDeadline(time.Unix(1, 0))
+		ends.report.SetReadDeadline(time.Unix(1, 0))
+	})
+	err = p.awaitSetup(prog, ends)
+	if !stop() && err == nil {
+		err = ctx.Err()
+	}
+	ends.status.Close()
+	if ends.sync != nil {
+		ends.sync.Close()
+	}
+	if err != nil {
+		if ctx.Err() != nil {
+			err = ctx.Err()
+		}
+		p.abandon()
+		l.live.Done()
+		return nil, err
+	}
+	go func() {
+		p.await()
+		l.live.Done()
+	}()
+	return p, nil
+}
+
+// ends are the pipes between a program and a guard.
+type ends struct {
+	status, report, sync                   *os.File
+	statusTheirs, reportTheirs, syncTheirs *os.File
+	null                                   *os.File
+}
+
+func newEnds(prog *Program) (*ends, error) {
+	e := &ends{}
+	var p, s, m [2]int
+	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
+		return nil, fmt.Errorf("nsexec: make the status pipe: %w", err)
+	}
+	unix.SetNonblock(p[0], true)
+	e.status, e.statusTheirs = os.NewFile(uintptr(p[0]), "status"), os.NewFile(uintptr(p[1]), "status")
+	s, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		e.closeOurs()
+		e.closeTheirs()
+		return nil, fmt.Errorf("nsexec: make the report socket: %w", err)
+	}
+	unix.SetNonblock(s[0], true)
+	e.report, e.reportTheirs = os.NewFile(uintptr(s[0]), "report"), os.NewFile(uintptr(s[1]), "report")
+	if prog.sync.value != 0 {
+		if err := unix.Pipe2(m[:], unix.O_CLOEXEC); err != nil {
+			e.closeOurs()
+			e.closeTheirs()
+			return nil, fmt.Errorf("nsexec: make the mapping pipe: %w", err)
+		}
+		e.sync, e.syncTheirs = os.NewFile(uintptr(m[1]), "sync"), os.NewFile(uintptr(m[0]), "sync")
+	}
+	return e, nil
+}
+
+func (e *ends) devNull() (*os.File, error) {
+	if e.null == nil {
+		f, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+		if err != nil {
+			return nil, fmt.Errorf("nsexec: open a standard stream: %w", err)
+		}
+		e.null = f
+	}
+	return e.null, nil
+}
+
+func (e *ends) closeTheirs() {
+	for _, f := range []*os.File{e.statusTheirs, e.reportTheirs, e.syncTheirs, e.null} {
+		if f != nil {
+			f.Close()
+		}
+	}
+}
+
+func (e *ends) closeOurs() {
+	for _, f := range []*os.File{e.status, e.report, e.sync} {
+		if f != nil {
+			f.Close()
+		}
+	}
+}
+
+// A Process is a started program: the first process of a container.
+type Process struct {
+	guard  int // pidfd
+	report *os.File
+
+	mu    sync.Mutex
+	pidfd int // of the payload
+	pid   int
+
+	done   chan struct{} // closed when the following are set
+	status Status
+	err    error
+}
+
+// Status is how a process ended, exactly as the kernel gave it.
+type Status struct {
+	Wait   syscall.WaitStatus
+	Rusage syscall.Rusage // of the process and the descendants that it waited for
+}
+
+// awaitSetup reads the status pipe to its end.
+func (p *Process) awaitSetup(prog *Program, e *ends) error {
+	if e.sync != nil {
+		if err := p.receivePidfd(); err != nil {
+			return setupError(prog, e.status, err)
+		}
+		if err := writeMappings(p.PID(), prog.uidMappings, prog.gidMappings); err != nil {
+			return err
+		}
+		if _, err := e.sync.Write([]byte{1}); err != nil {
+			return setupError(prog, e.status, err)
+		}
+	}
+	if err := setupError(prog, e.status, nil); err != nil {
+		return err
+	}
+	if e.sync == nil {
+		return p.receivePidfd()
+	}
+	return nil
+}
+
+// setupError reads the status pipe and rebuilds the error that the payload or the guard reported, if any.
+func setupError(prog *Program, status *os.File, cause error) error {
+	ready := false
+	var b [statusSize]byte
+	for {
+		_, err := io.ReadFull(status, b[:])
+		switch {
+		case err == io.EOF && ready:
+			return nil
+		case err == io.EOF:
+			if cause != nil {
+				return fmt.Errorf("%w: %w", ErrDied, cause)
+			}
+			return ErrDied
+		case err != nil:
+			return fmt.Errorf("nsexec: read the set-up status: %w", err)
+		}
+		result, n := int64(binary.NativeEndian.Uint64(b[:])), binary.NativeEndian.Uint64(b[8:])
+		if n == statusReady {
+			ready = true
+			continue
+		}
+		return prog.stepError(result, n)
+	}
+}
+
+func (p *Program) stepError(result int64, n uint64) error {
+	if n >= uint64(len(p.Plan.steps)) || result >= 0 || result < -4095 {
+		return fmt.Errorf("nsexec: the set-up reported %d in step %d, which makes no sense", result, n)
+	}
+	s := &p.Plan.steps[n]
+	errno := syscall.Errno(-result)
+	if s.op == opSyscall && uintptr(s.aux) == unix.SYS_EXECVE {
+		return &ExecError{Path: strings.TrimPrefix(s.label, execLabel), Errno: errno}
+	}
+	return &StepError{Step: int(n), Label: s.label, Call: syscallName(uintptr(s.aux)), Errno: errno}
+}
+
+// execLabel begins the label of the steps that execute the container's program; its name follows.
+const execLabel = "execute "
+
+// receivePidfd takes the payload's pidfd from the guard.
+func (p *Process) receivePidfd() error {
+	raw, err := p.report.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var (
+		data   [16]byte
+		oob    [64]byte
+		n, m   int
+		recErr error
+	)
+	for {
+		err = raw.Read(func(fd uintptr) bool {
+			n, m, _, _, recErr = unix.Recvmsg(int(fd), data[:], oob[:], unix.MSG_CMSG_CLOEXEC)
+			return recErr != unix.EAGAIN && recErr != unix.EINTR
+		})
+		if err == nil {
+			err = recErr
+		}
+		if err != nil {
+			return fmt.Errorf("nsexec: receive the process from its guard: %w", err)
+		}
+		if n == 0 {
+			return ErrDied
+		}
+		if data[0] == 'P' {
+			break
+		}
+	}
+	messages, err := unix.ParseSocketControlMessage(oob[:m])
+	if err != nil || len(messages) != 1 {
+		return fmt.Errorf("nsexec: the guard sent %d control messages: %w", len(messages), errors.Join(err, ErrDied))
+	}
+	fds, err := unix.ParseUnixRights(&messages[0])
+	if err != nil || len(fds) != 1 {
+		return fmt.Errorf("nsexec: the guard sent %d descriptors: %w", len(fds), errors.Join(err, ErrDied))
+	}
+	p.mu.Lock()
+	p.pidfd = fds[0]
+	p.mu.Unlock()
+	return nil
+}
+
+// await receives the exit status from the guard and reaps it.
+func (p *Process) await() {
+	var b [exitSize]byte
+	n, err := p.report.Read(b[:])
+	switch {
+	case err == nil && n == exitSize:
+		p.status.Wait = syscall.WaitStatus(binary.NativeEndian.Uint32(b[:]))
+		p.status.Rusage = rusage(b[8:])
+	default:
+		p.err = ErrUnknownStatus
+	}
+	p.reap()
+	close(p.done)
+}
+
+// abandon kills a process that failed to start.
+func (p *Process) abandon() {
+	unix.PidfdSendSignal(p.guard, unix.SIGKILL, nil, 0)
+	p.err = ErrDied
+	p.reap()
+	close(p.done)
+}
+
+// reap waits for the guard, and for nothing else. If the importing program reaps all its children by itself, there is
+// nothing left to reap, and the status has come through the report socket.
+func (p *Process) reap() {
+	for {
+		if err := unix.Waitid(unix.P_PIDFD, p.guard, nil, unix.WEXITED, nil); err != unix.EINTR {
+			break
+		}
+	}
+	p.report.Close()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	unix.Close(p.guard)
+	if p.pidfd > 0 {
+		unix.Close(p.pidfd)
+	}
+	p.guard, p.pidfd = -1, -1
+}
+
+func rusage(b []byte) syscall.Rusage {
+	word := func(i int) int64 { return int64(binary.NativeEndian.Uint64(b[8*i:])) }
+	return syscall.Rusage{
+		Utime: syscall.Timeval{Sec: word(0), Usec: word(1)}, Stime: syscall.Timeval{Sec: word(2), Usec: word(3)},
+		Maxrss: word(4), Ixrss: word(5), Idrss: word(6), Isrss: word(7), Minflt: word(8), Majflt: word(9), Nswap: word(10),
+		Inblock: word(11), Oublock: word(12), Msgsnd: word(13), Msgrcv: word(14), Nsignals: word(15), Nvcsw: word(16), Nivcsw: word(17),
+	}
+}
+
+// PID is the process's id in the pid namespace of the importing program, or 0 once it has ended.
+func (p *Process) PID() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.pid == 0 && p.pidfd > 0 {
+		p.pid = pidOf(p.pidfd)
+	}
+	return p.pid
+}
+
+// pidOf reads the pid that a pidfd stands for; see pidfd_open(2).
+func pidOf(pidfd int) int {
+	f, err := os.Open("/proc/self/fdinfo/" + strconv.Itoa(pidfd))
+	if err != nil {
+		return 0
+	}
+	defer f.Close()
+	lines := bufio.NewScanner(f)
+	for lines.Scan() {
+		if v, ok := strings.CutPrefix(lines.Text(), "Pid:"); ok {
+			if pid, _ := strconv.Atoi(strings.TrimSpace(v)); pid > 0 {
+				return pid
+			}
+		}
+	}
+	return 0
+}
+
+// Signal sends a signal to the process. After its end the error matches os.ErrProcessDone.
+func (p *Process) Signal(sig syscall.Signal) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.pidfd <= 0 {
+		return os.ErrProcessDone
+	}
+	err := unix.PidfdSendSignal(p.pidfd, sig, nil, 0)
+	if err == unix.ESRCH {
+		return os.ErrProcessDone
+	}
+	if err != nil {
+		return fmt.Errorf("nsexec: send %s to process %d: %w", unix.SignalName(sig), p.pid, err)
+	}
+	return nil
+}
+
+// Kill ends the process and everything in its pid namespace. It is no error if it has ended already.
+func (p *Process) Kill() error {
+	if err := p.Signal(unix.SIGKILL); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return err
+	}
+	return nil
+}
+
+// Done is closed when the process has ended and its guard is reaped.
+func (p *Process) Done() <-chan struct{} { return p.done }
+
+// Wait waits for the end of the process and returns how it ended. Cancelling ctx stops the waiting, not the process.
+// The error is ErrUnknownStatus if the guard was killed.
+func (p *Process) Wait(ctx context.Context) (Status, error) {
+	select {
+	case <-p.done:
+		return p.status, p.err
+	default:
+	}
+	select {
+	case <-p.done:
+		return p.status, p.err
+	case <-ctx.Done():
+		return Status{}, ctx.Err()
+	}
+}
+
+// writeMappings writes the mappings of the user namespace that the process is in; user_namespaces(7).
+func writeMappings(pid int, uids, gids []specs.LinuxIDMapping) error {
+	dir := "/proc/" + strconv.Itoa(pid) + "/"
+	if os.Geteuid() != 0 {
+		if err := writeProc(dir+"setgroups", "deny"); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	if err := writeProc(dir+"gid_map", mappingLines(gids)); err != nil {
+		return err
+	}
+	return writeProc(dir+"uid_map", mappingLines(uids))
+}
+
+func mappingLines(mappings []specs.LinuxIDMapping) string {
+	var b strings.Builder
+	for _, m := range mappings {
+		fmt.Fprintf(&b, "%d %d %d\n", m.ContainerID, m.HostID, m.Size)
+	}
+	return b.String()
+}
+
+func writeProc(path, s string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return fmt.Errorf("nsexec: map the user namespace: %w", err)
+	}
+	defer f.Close()
+	if _, err := f.WriteString(s); err != nil {
+		return fmt.Errorf("nsexec: map the user namespace: %w", err)
+	}
+	return nil
+}
