@@ -317,12 +317,12 @@ func (p *Plan) Bytes(b []byte) Arg {
 
 // Zeroed returns the address of n bytes of zeroed memory, aligned to 8 bytes.
 func (p *Plan) Zeroed(n int) Arg {
+	if n < 0 || n > maxData || p.zeroed+uint64(n) > maxData {
+		p.setErr("more than %d bytes of memory", maxData)
+		return Arg{}
+	}
 	a := Arg{kind: argZeroed, value: p.zeroed}
 	p.zeroed += uint64(n+7) &^ 7
-	if p.zeroed > maxData {
-		p.setErr("more than %d bytes of memory", maxData)
-		p.zeroed = 0
-	}
 	return a
 }
 
