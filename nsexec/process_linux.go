@@ -18,11 +18,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Stdio are the standard streams of a process. Nil stands for /dev/null of the host.
-type Stdio struct {
-	Stdin, Stdout, Stderr *os.File
-}
-
 // Start starts the program and returns when its execve has succeeded. The process is attached: it ends with the
 // launcher, with the thread that the launcher owns and with the importing program, whatever kills that.
 //
@@ -171,12 +166,6 @@ type Process struct {
 	err    error
 }
 
-// Status is how a process ended, exactly as the kernel gave it.
-type Status struct {
-	Wait   syscall.WaitStatus
-	Rusage syscall.Rusage // of the process and the descendants that it waited for
-}
-
 // awaitSetup reads the status pipe to its end.
 func (p *Process) awaitSetup(prog *Program, e *ends) error {
 	if e.sync != nil {
@@ -290,8 +279,7 @@ func (p *Process) await() {
 	n, err := p.report.Read(b[:])
 	switch {
 	case err == nil && n == exitSize:
-		p.status.Wait = syscall.WaitStatus(binary.NativeEndian.Uint32(b[:]))
-		p.status.Rusage = rusage(b[8:])
+		p.status = newStatus(b[:])
 	default:
 		p.err = ErrUnknownStatus
 	}
@@ -325,13 +313,18 @@ func (p *Process) reap() {
 	p.guard, p.pidfd = -1, -1
 }
 
-func rusage(b []byte) syscall.Rusage {
-	word := func(i int) int64 { return int64(binary.NativeEndian.Uint64(b[8*i:])) }
-	return syscall.Rusage{
-		Utime: syscall.Timeval{Sec: word(0), Usec: word(1)}, Stime: syscall.Timeval{Sec: word(2), Usec: word(3)},
-		Maxrss: word(4), Ixrss: word(5), Idrss: word(6), Isrss: word(7), Minflt: word(8), Majflt: word(9), Nswap: word(10),
-		Inblock: word(11), Oublock: word(12), Msgsnd: word(13), Msgrcv: word(14), Nsignals: word(15), Nvcsw: word(16), Nivcsw: word(17),
+// newStatus decodes a wait status and the struct rusage behind it; wait4(2), getrusage(2).
+func newStatus(b []byte) Status {
+	word := func(i int) int64 { return int64(binary.NativeEndian.Uint64(b[8+8*i:])) }
+	duration := func(i int) time.Duration {
+		return time.Duration(word(i))*time.Second + time.Duration(word(i+1))*time.Microsecond
 	}
+	wait := syscall.WaitStatus(binary.NativeEndian.Uint32(b))
+	s := Status{Code: wait.ExitStatus(), CoreDump: wait.CoreDump(), UserTime: duration(0), SystemTime: duration(2), MaxRSS: word(4) << 10}
+	if wait.Signaled() {
+		s.Signal = wait.Signal()
+	}
+	return s
 }
 
 // PID is the process's id in the pid namespace of the importing program, or 0 once it has ended.
