@@ -1,0 +1,64 @@
+package coracle
+
+import (
+	"errors"
+	"fmt"
+)
+
+// Errors that the standard library has no word for. What does not exist matches fs.ErrNotExist, what exists already
+// fs.ErrExist, what is forbidden fs.ErrPermission, and what this machine cannot do errors.ErrUnsupported.
+var (
+	// ErrClosed: the engine was closed.
+	ErrClosed = errors.New("engine is closed")
+	// ErrInUse: another object still needs this one.
+	ErrInUse = errors.New("in use")
+	// ErrRunning: the container is running, and the operation needs it not to be.
+	ErrRunning = errors.New("container is running")
+	// ErrNotRunning: the container is not running, and the operation needs it to be.
+	ErrNotRunning = errors.New("container is not running")
+	// ErrCorrupt: content does not match its digest, or a stored object is damaged.
+	ErrCorrupt = errors.New("content is corrupt")
+	// ErrInvalid: a spec or an option makes no sense. The error names the field.
+	ErrInvalid = errors.New("invalid value")
+)
+
+// An OpError says what was tried, on which object, and why it failed.
+type OpError struct {
+	Op   string // what was tried: "pull", "create", "start"
+	Kind string // what it was tried on: "image", "container", "engine"
+	Name string // reference, name or id of the object
+	Err  error  // why
+}
+
+// Error gives operation, object and cause in one line.
+func (e *OpError) Error() string {
+	if e.Name == "" {
+		return fmt.Sprintf("coracle: %s %s: %v", e.Op, e.Kind, e.Err)
+	}
+	return fmt.Sprintf("coracle: %s %s %q: %v", e.Op, e.Kind, e.Name, e.Err)
+}
+
+// Unwrap returns the cause.
+func (e *OpError) Unwrap() error { return e.Err }
+
+// An UnsupportedError says that this machine cannot do what was asked for. It matches errors.ErrUnsupported.
+type UnsupportedError struct {
+	Feature   string // what is missing
+	MinKernel string // the Linux version that has it, or empty
+	Fix       string // what to do about it, or empty
+}
+
+// Error names the feature and the remedy.
+func (e *UnsupportedError) Error() string {
+	s := e.Feature + " is not supported here"
+	if e.MinKernel != "" {
+		s += " (Linux " + e.MinKernel + " has it)"
+	}
+	if e.Fix != "" {
+		s += ": " + e.Fix
+	}
+	return s
+}
+
+// Is makes the error match errors.ErrUnsupported.
+func (e *UnsupportedError) Is(target error) bool { return target == errors.ErrUnsupported }
