@@ -1,0 +1,15 @@
+//go:build !unix
+
+package filelock
+
+import (
+	"context"
+	"errors"
+	"os"
+)
+
+// Lock returns errors.ErrUnsupported.
+func Lock(context.Context, *os.File) error { return errors.ErrUnsupported }
+
+// TryLock returns errors.ErrUnsupported.
+func TryLock(*os.File) (bool, error) { return false, errors.ErrUnsupported }

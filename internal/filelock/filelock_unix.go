@@ -1,0 +1,39 @@
+//go:build unix
+
+package filelock
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// Lock takes the exclusive lock of the open file, waiting for it as long as the context allows.
+func Lock(ctx context.Context, f *os.File) error {
+	return retry(ctx, func() (bool, error) { return TryLock(f) })
+}
+
+// TryLock takes the exclusive lock of the open file, or returns false if somebody else has it.
+func TryLock(f *os.File) (bool, error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return false, err
+	}
+	var lockErr error
+	err = raw.Control(func(fd uintptr) {
+		for {
+			if lockErr = unix.Flock(int(fd), unix.LOCK_EX|unix.LOCK_NB); lockErr != unix.EINTR {
+				return
+			}
+		}
+	})
+	if err = errors.Join(err, lockErr); errors.Is(err, unix.EWOULDBLOCK) {
+		return false, nil
+	} else if err != nil {
+		return false, fmt.Errorf("lock %s: %w", f.Name(), err)
+	}
+	return true, nil
+}
