@@ -1,9 +1,15 @@
 package nsexec
 
 import (
+	"errors"
+	"fmt"
 	"os"
+	"path"
+	"strconv"
+	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 )
 
 // Options say what a runtime spec cannot: files that are open already. The zero Options, like nil, suit a spec that
@@ -21,14 +27,86 @@ type Options struct {
 	CgroupKill *os.File
 }
 
+// Compile turns a runtime spec into a program that [Launcher.Start] runs. The spec is read and not kept.
+//
+// All of the spec is checked before: an error is a *SpecError that names the field. What a program needs of the host
+// and can be opened ahead of the start (namespaces to join) is opened here and belongs to the Program; everything
+// else (bind sources, the root's path) is opened while the container starts, in its mount namespace.
+//
+// Resources and cgroupsPath are the business of whoever makes the cgroup and passes it in the options; hooks are the
+// business of whoever starts the program. Annotations change nothing.
+func Compile(spec *specs.Spec, opts *Options) (*Program, error) {
+	if opts == nil {
+		opts = &Options{}
+	}
+	c := &compiler{spec: spec, opts: opts, Plan: &Plan{}}
+	c.prog = &Program{Plan: c.Plan}
+	c.reserve()
+	c.check()
+	if c.bad == nil {
+		c.guard(c.payload)
+		c.setFileCount()
+	}
+	err := c.bad
+	if err == nil {
+		err = c.Plan.Err()
+	}
+	if err != nil {
+		c.prog.Close()
+		return nil, err
+	}
+	return c.prog, nil
+}
+
 // compiler carries one spec through compilation.
 type compiler struct {
 	*Plan
 	spec *specs.Spec
 	opts *Options
 	prog *Program
+	bad  error // the first *SpecError
 
 	hygieneStep int // see setFileCount
+
+	namespaces  namespaces
+	mounts      []mount
+	procFS      Slot // our own procfs: the container's /proc, or a private one
+	root        Slot // the container's root, as a mount
+	dev         Slot // the container's /dev, if the plan mounts it
+	caps        capabilities
+	filter      []byte // struct sock_filter of the seccomp profile
+	cwdAgain    Slot   // whether the working directory is to be entered as the user
+	haveProc    bool
+	devEmpty    bool // nothing but our own is in dev
+	devices     []device
+	haveDev     bool
+	cwd         Slot // the directory that the plan changed to last
+	retries     Slot // how often openat2 was interrupted by renames
+	haveRetry   bool
+	late        []func() // steps off the usual path, laid out behind it
+	setupFailed Label    // where failing steps of the set-up go
+	final       []func() // steps after all mounts: attributes that were put off
+	hows        map[how]Arg
+}
+
+// reserve makes room for a usual plan at once.
+func (c *compiler) reserve() {
+	c.steps = make([]step, 0, 384)
+	c.data = make([]byte, 0, 32<<10)
+}
+
+// invalid records that a field cannot be compiled.
+func (c *compiler) invalid(field, format string, args ...any) {
+	if c.bad == nil {
+		c.bad = &SpecError{field, fmt.Errorf(format, args...)}
+	}
+}
+
+// unsupported records that a field asks for what the package does not do.
+func (c *compiler) unsupported(field, what string) {
+	if c.bad == nil {
+		c.bad = &SpecError{field, fmt.Errorf("%s: %w", what, errors.ErrUnsupported)}
+	}
 }
 
 // file makes room for an inherited file and remembers which one it is.
@@ -43,3 +121,85 @@ func (c *compiler) own(name string, f *os.File) Arg {
 	c.prog.owned = append(c.prog.owned, f)
 	return c.file(name, f)
 }
+
+// check validates what does not belong to one of the parts of the payload, which check their own.
+func (c *compiler) check() {
+	s := c.spec
+	if s == nil {
+		c.invalid("", "there is no spec")
+		return
+	}
+	if v := s.Version; v != "" && !strings.HasPrefix(v, "1.") {
+		c.unsupported("ociVersion", "version "+strconv.Quote(v)+" of the runtime specification")
+	}
+	for _, other := range []struct {
+		field string
+		there bool
+	}{{"solaris", s.Solaris != nil}, {"windows", s.Windows != nil}, {"vm", s.VM != nil}, {"zos", s.ZOS != nil}, {"freebsd", s.FreeBSD != nil}} {
+		if other.there {
+			c.unsupported(other.field, "another platform than linux")
+		}
+	}
+	if h := s.Hooks; h != nil {
+		for _, hooks := range []struct {
+			field string
+			n     int
+		}{
+			{"prestart", len(h.Prestart)}, {"createRuntime", len(h.CreateRuntime)}, {"createContainer", len(h.CreateContainer)},
+			{"startContainer", len(h.StartContainer)}, {"poststart", len(h.Poststart)}, {"poststop", len(h.Poststop)},
+		} {
+			if hooks.n > 0 {
+				c.unsupported("hooks."+hooks.field, "hooks")
+			}
+		}
+	}
+	if s.Linux == nil {
+		c.invalid("linux", "missing")
+		return
+	}
+	if s.Process == nil {
+		c.invalid("process", "missing")
+		return
+	}
+	if s.Root == nil && c.opts.Root == nil {
+		c.invalid("root", "missing, and no mount is given in its place")
+		return
+	}
+	l := s.Linux
+	if l.IntelRdt != nil {
+		c.unsupported("linux.intelRdt", "resource director technology")
+	}
+	if l.MemoryPolicy != nil {
+		c.unsupported("linux.memoryPolicy", "NUMA memory policies")
+	}
+	if len(l.NetDevices) > 0 {
+		c.unsupported("linux.netDevices", "moving network devices")
+	}
+	if l.MountLabel != "" {
+		c.unsupported("linux.mountLabel", "SELinux labels of mounts")
+	}
+	c.checkNamespaces()
+	c.checkProcess()
+	c.checkMounts()
+	c.checkRootfs()
+	c.checkDevices()
+	c.checkSysctl()
+}
+
+// absolute checks a path inside the container and returns it cleaned.
+func (c *compiler) absolute(field, p string) string {
+	switch {
+	case p == "":
+		c.invalid(field, "empty path")
+	case p[0] != '/':
+		c.invalid(field, "%q is not an absolute path", p)
+	case strings.IndexByte(p, 0) >= 0:
+		c.invalid(field, "%q has a NUL byte", p)
+	case len(p) >= unix.PathMax:
+		c.invalid(field, "path of %d bytes, at most %d are possible", len(p), unix.PathMax-1)
+	}
+	return path.Clean(p)
+}
+
+// index names an element of an array in a SpecError.
+func index(field string, i int) string { return field + "[" + strconv.Itoa(i) + "]" }

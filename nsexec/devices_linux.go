@@ -1,0 +1,183 @@
+package nsexec
+
+import (
+	"io/fs"
+	"path"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// defaultDevices are the devices that every container has (config-linux.md, "Default Devices").
+var defaultDevices = []device{
+	{path: "/dev/null", mode: unix.S_IFCHR | 0o666, major: 1, minor: 3},
+	{path: "/dev/zero", mode: unix.S_IFCHR | 0o666, major: 1, minor: 5},
+	{path: "/dev/full", mode: unix.S_IFCHR | 0o666, major: 1, minor: 7},
+	{path: "/dev/random", mode: unix.S_IFCHR | 0o666, major: 1, minor: 8},
+	{path: "/dev/urandom", mode: unix.S_IFCHR | 0o666, major: 1, minor: 9},
+	{path: "/dev/tty", mode: unix.S_IFCHR | 0o666, major: 5, minor: 0},
+}
+
+// deviceLinks are the symlinks in /dev (runtime-linux.md, "Dev symbolic links"). The /dev/ptmx of the default devices
+// is one of them.
+var deviceLinks = [][2]string{
+	{"fd", "/proc/self/fd"},
+	{"stdin", "/proc/self/fd/0"},
+	{"stdout", "/proc/self/fd/1"},
+	{"stderr", "/proc/self/fd/2"},
+	{"ptmx", "pts/ptmx"},
+	{"core", "/proc/kcore"},
+}
+
+type device struct {
+	path         string
+	mode         uint32
+	major, minor uint32
+	uid, gid     uint32
+}
+
+func (c *compiler) checkDevices() {
+	c.devices = append(make([]device, 0, len(defaultDevices)+len(c.spec.Linux.Devices)), defaultDevices...)
+	for i := range c.spec.Linux.Devices {
+		d, ok := c.checkDevice(index("linux.devices", i), &c.spec.Linux.Devices[i])
+		if !ok {
+			return
+		}
+		for k := range c.devices {
+			if c.devices[k].path == d.path {
+				c.devices[k].path = "" // the spec's own wins
+			}
+		}
+		c.devices = append(c.devices, d)
+	}
+}
+
+func (c *compiler) checkDevice(field string, s *specs.LinuxDevice) (device, bool) {
+	d := device{path: c.absolute(field+".path", s.Path), mode: 0o666}
+	if s.FileMode != nil {
+		m := *s.FileMode
+		d.mode = uint32(m.Perm())
+		// Both Go's bits and the kernel's are found in specs.
+		if m&(fs.ModeSetuid|fs.ModeSetgid|fs.ModeSticky) != 0 || uint32(m)&0o7000 != 0 {
+			c.unsupported(field+".fileMode", "other bits than permissions of a device")
+		}
+	}
+	switch s.Type {
+	case "c", "u":
+		d.mode |= unix.S_IFCHR
+	case "b":
+		d.mode |= unix.S_IFBLK
+	case "p":
+		d.mode |= unix.S_IFIFO
+	default:
+		c.invalid(field+".type", "%q is none of c, u, b and p", s.Type)
+	}
+	if s.Type != "p" {
+		// mknod(2) has 12 bits for the major number and 20 for the minor one.
+		if s.Major < 0 || s.Major >= 1<<12 {
+			c.invalid(field+".major", "%d is out of range", s.Major)
+		}
+		if s.Minor < 0 || s.Minor >= 1<<20 {
+			c.invalid(field+".minor", "%d is out of range", s.Minor)
+		}
+		d.major, d.minor = uint32(s.Major), uint32(s.Minor)
+	}
+	if s.UID != nil {
+		d.uid = *s.UID
+	}
+	if s.GID != nil {
+		d.gid = *s.GID
+	}
+	if d.path == "/" {
+		c.invalid(field+".path", "the root is no device")
+	}
+	return d, c.bad == nil
+}
+
+func (d *device) dev() uint64 { return unix.Mkdev(d.major, d.minor) }
+
+// inUserNamespace says whether the payload runs in another user namespace than the host's, where nobody may make
+// device nodes: the host's are bound instead.
+func (c *compiler) inUserNamespace() bool { return c.namespaces.has(unix.CLONE_NEWUSER) }
+
+// makeDevices emits the devices and links in our own /dev, right after it was mounted.
+func (c *compiler) makeDevices() {
+	for i := range c.devices {
+		if d := &c.devices[i]; d.path != "" && path.Dir(d.path) == "/dev" {
+			c.makeDevice(d, c.dev)
+			d.path = ""
+		}
+	}
+	for _, l := range deviceLinks {
+		c.Syscall("link /dev/"+l[0], unix.SYS_SYMLINKAT, c.String(l[1]), c.dev.Value(), c.String(l[0]))
+	}
+}
+
+// otherDevices emits the devices that are not immediately in our own /dev, after all mounts.
+func (c *compiler) otherDevices() {
+	for i := range c.devices {
+		d := &c.devices[i]
+		if d.path == "" || !c.haveDev && i < len(defaultDevices) {
+			continue // made already, or the spec brings a /dev of its own with whatever is in it
+		}
+		c.makeDevice(d, c.parents(d.path))
+	}
+}
+
+func (c *compiler) makeDevice(d *device, dir Slot) {
+	base, label := c.String(path.Base(d.path)), "make the device "+d.path
+	if c.inUserNamespace() && d.mode&unix.S_IFMT != unix.S_IFIFO {
+		source, at := c.NewSlot("source"), c.NewSlot("at")
+		c.openTree("open the host's "+d.path, Int(unix.AT_FDCWD), d.path, false).Into(source)
+		c.Syscall(label, unix.SYS_MKNODAT, dir.Value(), base, Const(unix.S_IFREG|0o666).As("S_IFREG|0666"), Const(0))
+		c.openat2(label, dir.Value(), base, unix.O_PATH|unix.O_NOFOLLOW, beneath).Into(at)
+		c.moveMount(label, source.Value(), at.Value())
+		return
+	}
+	exists := c.NewLabel()
+	mknod := c.Syscall(label, unix.SYS_MKNODAT, dir.Value(), base,
+		Const(uint64(d.mode)).As(modeText(d.mode)), Const(d.dev()))
+	_, _ = exists, mknod
+	if d.uid != 0 || d.gid != 0 {
+		c.Syscall("set the owner of "+d.path, unix.SYS_FCHOWNAT, dir.Value(), base, Const(uint64(d.uid)), Const(uint64(d.gid)),
+			Const(unix.AT_SYMLINK_NOFOLLOW).As("AT_SYMLINK_NOFOLLOW"))
+	}
+}
+
+func modeText(mode uint32) string {
+	kind := map[uint32]string{unix.S_IFCHR: "S_IFCHR", unix.S_IFBLK: "S_IFBLK", unix.S_IFIFO: "S_IFIFO"}[mode&unix.S_IFMT]
+	const digits = "01234567"
+	return kind + "|0" + string([]byte{digits[mode>>6&7], digits[mode>>3&7], digits[mode&7]})
+}
+
+// nullDevice opens the null device of the container, which masks files. It must be what it says: a mask that is a
+// link or file of the image's would hide nothing (CVE-2025-31133).
+func (c *compiler) nullDevice() Slot {
+	null, st := c.NewSlot("null"), c.Zeroed(sizeofStatx)
+	const label = "open the container's /dev/null"
+	if c.haveDev {
+		c.openat2(label, c.dev.Value(), c.String("null"), unix.O_PATH|unix.O_NOFOLLOW, beneath).Into(null)
+	} else {
+		c.resolve(label, "/dev/null", 0, inRoot, null, nil)
+	}
+	kind, major, minor, wrong := c.NewSlot("kind"), c.NewSlot("major"), c.NewSlot("minor"), c.NewLabel()
+	c.statx("see what /dev/null is", null.Value(), unix.STATX_TYPE, st)
+	c.Load(kind, 4, st, Const(statxMode))
+	c.And(kind, kind.Value(), Const(unix.S_IFMT).As("S_IFMT"))
+	c.Load(major, 4, st, Const(statxRdevMajor))
+	c.Load(minor, 4, st, Const(statxRdevMinor))
+	c.Branch(kind.Value(), NotEqual, Const(unix.S_IFCHR).As("S_IFCHR"), wrong)
+	c.Branch(major.Value(), NotEqual, Const(1), wrong)
+	c.Branch(minor.Value(), NotEqual, Const(3), wrong)
+	c.later(func() {
+		c.Place(wrong)
+		c.refuse("the container's /dev/null is not the null device (1:3)")
+	})
+	return null
+}
+
+// refuse ends the set-up because of something that was found, with EINVAL: there is no prctl of this number.
+func (c *compiler) refuse(why string) {
+	c.Syscall(why, unix.SYS_PRCTL, Int(-1))
+	c.Jump(c.failTarget())
+}

@@ -1,0 +1,4 @@
+package nsexec
+
+func (c *compiler) compileSeccomp() {}
+func (c *compiler) installSeccomp() {}

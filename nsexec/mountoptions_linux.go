@@ -1,0 +1,303 @@
+package nsexec
+
+import (
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// mount is one entry of spec.mounts, understood.
+type mount struct {
+	field  string // where it stands in the spec
+	source string
+	dest   string // cleaned
+	kind   string // filesystem type; "bind" for bind mounts
+
+	set, clear       uint64   // MOUNT_ATTR_* of the mount itself
+	setAll, clearAll uint64   // MOUNT_ATTR_* of the mount and all below it
+	super            uint64   // MS_* flags of the filesystem
+	propagation      []uint64 // MS_PRIVATE and the like, with MS_REC where recursive, in the order of the spec
+	data             []string // what only the filesystem understands
+	recursive        bool     // a bind mount with what is mounted below the source
+	remount          bool
+	copyUp           bool
+}
+
+// attribute is an option that sets or clears attributes of a mount.
+type attribute struct{ set, clear uint64 }
+
+// mountAttributes are the options that become attributes of a mount. With an r in front they are recursive
+// (config.md, "Linux mount options"), except for the last six lines, where the specification knows no other names.
+var mountAttributes = map[string]attribute{
+	"ro":            {set: unix.MOUNT_ATTR_RDONLY},
+	"rw":            {clear: unix.MOUNT_ATTR_RDONLY},
+	"nosuid":        {set: unix.MOUNT_ATTR_NOSUID},
+	"suid":          {clear: unix.MOUNT_ATTR_NOSUID},
+	"nodev":         {set: unix.MOUNT_ATTR_NODEV},
+	"dev":           {clear: unix.MOUNT_ATTR_NODEV},
+	"noexec":        {set: unix.MOUNT_ATTR_NOEXEC},
+	"exec":          {clear: unix.MOUNT_ATTR_NOEXEC},
+	"nodiratime":    {set: unix.MOUNT_ATTR_NODIRATIME},
+	"diratime":      {clear: unix.MOUNT_ATTR_NODIRATIME},
+	"nosymfollow":   {set: unix.MOUNT_ATTR_NOSYMFOLLOW},
+	"symfollow":     {clear: unix.MOUNT_ATTR_NOSYMFOLLOW},
+	"noatime":       {set: unix.MOUNT_ATTR_NOATIME, clear: unix.MOUNT_ATTR__ATIME},
+	"atime":         {clear: unix.MOUNT_ATTR__ATIME},
+	"relatime":      {set: unix.MOUNT_ATTR_RELATIME, clear: unix.MOUNT_ATTR__ATIME},
+	"norelatime":    {clear: unix.MOUNT_ATTR__ATIME},
+	"strictatime":   {set: unix.MOUNT_ATTR_STRICTATIME, clear: unix.MOUNT_ATTR__ATIME},
+	"nostrictatime": {clear: unix.MOUNT_ATTR__ATIME},
+}
+
+// superFlags are the options that belong to the filesystem rather than to the mount.
+var superFlags = map[string]attribute{
+	"sync":       {set: unix.MS_SYNCHRONOUS},
+	"async":      {clear: unix.MS_SYNCHRONOUS},
+	"dirsync":    {set: unix.MS_DIRSYNC},
+	"lazytime":   {set: unix.MS_LAZYTIME},
+	"nolazytime": {clear: unix.MS_LAZYTIME},
+	"mand":       {set: unix.MS_MANDLOCK},
+	"nomand":     {clear: unix.MS_MANDLOCK},
+	"iversion":   {set: unix.MS_I_VERSION},
+	"noiversion": {clear: unix.MS_I_VERSION},
+	"silent":     {set: unix.MS_SILENT},
+	"loud":       {clear: unix.MS_SILENT},
+	"defaults":   {},
+}
+
+var propagations = map[string]uint64{
+	"private":     unix.MS_PRIVATE,
+	"rprivate":    unix.MS_PRIVATE | unix.MS_REC,
+	"slave":       unix.MS_SLAVE,
+	"rslave":      unix.MS_SLAVE | unix.MS_REC,
+	"shared":      unix.MS_SHARED,
+	"rshared":     unix.MS_SHARED | unix.MS_REC,
+	"unbindable":  unix.MS_UNBINDABLE,
+	"runbindable": unix.MS_UNBINDABLE | unix.MS_REC,
+}
+
+// checkMounts understands the mounts of the spec.
+func (c *compiler) checkMounts() {
+	specMounts := c.spec.Mounts
+	c.mounts = make([]mount, 0, len(specMounts)+1)
+	for i := range specMounts {
+		c.checkMount(i)
+		if c.bad != nil {
+			return
+		}
+	}
+	// A container without a /dev of its own would get its device nodes written into its root filesystem, through
+	// whatever symlinks an image has there (CVE-2026-88265).
+	if !slices.ContainsFunc(c.mounts, func(m mount) bool { return m.dest == "/dev" }) {
+		c.mounts = slices.Insert(c.mounts, 0, mount{
+			field: "mounts", source: "tmpfs", dest: "/dev", kind: "tmpfs",
+			set: unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_STRICTATIME, data: []string{"mode=755", "size=65536k"},
+		})
+	}
+}
+
+func (c *compiler) checkMount(i int) {
+	s := &c.spec.Mounts[i]
+	m := mount{field: index("mounts", i), source: s.Source, kind: s.Type}
+	if dest := s.Destination; dest != "" && dest[0] != '/' {
+		// Relative destinations were allowed before 1.1 of the specification, and mean the root.
+		m.dest = c.absolute(m.field+".destination", "/"+dest)
+	} else {
+		m.dest = c.absolute(m.field+".destination", dest)
+	}
+	if m.dest == "/" {
+		c.unsupported(m.field+".destination", "mounting over the container's root")
+	}
+	if len(s.UIDMappings)+len(s.GIDMappings) > 0 {
+		c.unsupported(m.field+".uidMappings", "idmapped mounts")
+	}
+	bind := s.Type == "bind" || s.Type == "rbind"
+	m.recursive = s.Type == "rbind"
+	for k, o := range s.Options {
+		switch {
+		case o == "bind":
+			bind = true
+		case o == "rbind":
+			bind, m.recursive = true, true
+		default:
+			c.mountOption(&m, index(m.field+".options", k), o)
+		}
+	}
+	if bind {
+		m.kind = "bind"
+	}
+	c.checkKind(&m)
+	c.mounts = append(c.mounts, m)
+}
+
+func (c *compiler) mountOption(m *mount, field, o string) {
+	if a, ok := mountAttributes[o]; ok {
+		m.set, m.clear = m.set&^a.clear|a.set, m.clear&^a.set|a.clear
+		return
+	}
+	if len(o) > 1 && o[0] == 'r' {
+		if a, ok := mountAttributes[o[1:]]; ok {
+			m.setAll, m.clearAll = m.setAll&^a.clear|a.set, m.clearAll&^a.set|a.clear
+			return
+		}
+	}
+	if a, ok := superFlags[o]; ok {
+		m.super = m.super&^a.clear | a.set
+		return
+	}
+	if p, ok := propagations[o]; ok {
+		m.propagation = append(m.propagation, p)
+		return
+	}
+	switch o {
+	case "remount":
+		m.remount = true
+	case "tmpcopyup":
+		m.copyUp = true
+	case "idmap", "ridmap":
+		c.unsupported(field, "idmapped mounts")
+	case "":
+		c.invalid(field, "empty option")
+	default:
+		if strings.IndexByte(o, 0) >= 0 {
+			c.invalid(field, "%q has a NUL byte", o)
+			return
+		}
+		if strings.IndexByte(o, '"') < 0 && strings.IndexByte(o, ',') >= 0 {
+			for part := range strings.SplitSeq(o, ",") {
+				if part != "" {
+					c.mountOption(m, field, part)
+				}
+			}
+			return
+		}
+		m.data = append(m.data, o)
+	}
+}
+
+// checkKind validates what depends on the type of the mount.
+func (c *compiler) checkKind(m *mount) {
+	field := m.field + ".options"
+	if m.copyUp && m.kind != "tmpfs" {
+		c.invalid(field, "tmpcopyup is for tmpfs, not for %q", m.kind)
+	}
+	switch m.kind {
+	case "":
+		if !m.remount {
+			c.invalid(m.field+".type", "missing, and neither bind nor rbind is among the options")
+		}
+	case "bind":
+		if len(m.data) > 0 {
+			c.unsupported(field, "option "+strconv.Quote(m.data[0])+" of a bind mount")
+		}
+		if m.super != 0 {
+			c.unsupported(field, "a filesystem's option with a bind mount")
+		}
+		if !m.remount {
+			m.source = c.absolute(m.field+".source", m.source)
+		}
+	case "cgroup":
+		if len(m.data) > 0 {
+			c.unsupported(field, "option "+strconv.Quote(m.data[0])+" of a cgroup mount")
+		}
+		if m.copyUp || m.remount || m.setAll|m.clearAll != 0 || m.super != 0 || len(m.propagation) > 0 && !allPrivate(m.propagation) {
+			c.unsupported(field, "other options of a cgroup mount than those of each mount")
+		}
+	default:
+		if strings.IndexByte(m.kind, 0) >= 0 {
+			c.invalid(m.field+".type", "%q has a NUL byte", m.kind)
+		}
+		if strings.IndexByte(m.source, 0) >= 0 {
+			c.invalid(m.field+".source", "%q has a NUL byte", m.source)
+		}
+	}
+	if m.needsFD() && m.super&(unix.MS_I_VERSION|unix.MS_SILENT) != 0 {
+		c.unsupported(field, "iversion or silent together with this kind of mount")
+	}
+	if m.remount && (m.copyUp || m.dest == "/dev" || m.setAll|m.clearAll != 0 && m.kind != "bind") {
+		c.unsupported(field, "this option of a remount")
+	}
+}
+
+func allPrivate(p []uint64) bool {
+	return !slices.ContainsFunc(p, func(f uint64) bool { return f&unix.MS_PRIVATE == 0 })
+}
+
+// needsFD says whether the mount has to be made with fsopen and fsmount, which give a descriptor of it; mount(2) takes
+// fewer calls.
+func (m *mount) needsFD() bool {
+	if m.kind == "bind" || m.remount {
+		return false
+	}
+	return m.kind == "proc" || m.dest == "/dev" || m.copyUp || m.setAll|m.clearAll != 0 || !allPrivate(m.propagation) ||
+		m.kind == "tmpfs" && m.set&unix.MOUNT_ATTR_RDONLY != 0
+}
+
+// underDev says whether the mount point is an immediate child of /dev.
+func (m *mount) underDev() bool { return path.Dir(m.dest) == "/dev" }
+
+// mountFlags are the attributes as flags of mount(2).
+func mountFlags(attributes uint64) uint64 {
+	var flags uint64
+	for _, f := range []struct{ attribute, flag uint64 }{
+		{unix.MOUNT_ATTR_RDONLY, unix.MS_RDONLY}, {unix.MOUNT_ATTR_NOSUID, unix.MS_NOSUID},
+		{unix.MOUNT_ATTR_NODEV, unix.MS_NODEV}, {unix.MOUNT_ATTR_NOEXEC, unix.MS_NOEXEC},
+		{unix.MOUNT_ATTR_NOATIME, unix.MS_NOATIME}, {unix.MOUNT_ATTR_STRICTATIME, unix.MS_STRICTATIME},
+		{unix.MOUNT_ATTR_NODIRATIME, unix.MS_NODIRATIME}, {unix.MOUNT_ATTR_NOSYMFOLLOW, unix.MS_NOSYMFOLLOW},
+	} {
+		if attributes&f.attribute != 0 {
+			flags |= f.flag
+		}
+	}
+	return flags
+}
+
+type flagName struct {
+	flag uint64
+	name string
+}
+
+var mountFlagNames = []flagName{
+	{unix.MS_RDONLY, "MS_RDONLY"}, {unix.MS_NOSUID, "MS_NOSUID"}, {unix.MS_NODEV, "MS_NODEV"}, {unix.MS_NOEXEC, "MS_NOEXEC"},
+	{unix.MS_SYNCHRONOUS, "MS_SYNCHRONOUS"}, {unix.MS_REMOUNT, "MS_REMOUNT"}, {unix.MS_MANDLOCK, "MS_MANDLOCK"},
+	{unix.MS_DIRSYNC, "MS_DIRSYNC"}, {unix.MS_NOSYMFOLLOW, "MS_NOSYMFOLLOW"}, {unix.MS_NOATIME, "MS_NOATIME"},
+	{unix.MS_NODIRATIME, "MS_NODIRATIME"}, {unix.MS_BIND, "MS_BIND"}, {unix.MS_MOVE, "MS_MOVE"}, {unix.MS_REC, "MS_REC"},
+	{unix.MS_SILENT, "MS_SILENT"}, {unix.MS_UNBINDABLE, "MS_UNBINDABLE"}, {unix.MS_PRIVATE, "MS_PRIVATE"},
+	{unix.MS_SLAVE, "MS_SLAVE"}, {unix.MS_SHARED, "MS_SHARED"}, {unix.MS_RELATIME, "MS_RELATIME"},
+	{unix.MS_I_VERSION, "MS_I_VERSION"}, {unix.MS_STRICTATIME, "MS_STRICTATIME"}, {unix.MS_LAZYTIME, "MS_LAZYTIME"},
+}
+
+var attributeNames = []flagName{
+	{unix.MOUNT_ATTR_RDONLY, "MOUNT_ATTR_RDONLY"}, {unix.MOUNT_ATTR_NOSUID, "MOUNT_ATTR_NOSUID"},
+	{unix.MOUNT_ATTR_NODEV, "MOUNT_ATTR_NODEV"}, {unix.MOUNT_ATTR_NOEXEC, "MOUNT_ATTR_NOEXEC"},
+	{unix.MOUNT_ATTR__ATIME, "MOUNT_ATTR__ATIME"}, {unix.MOUNT_ATTR_NOATIME, "MOUNT_ATTR_NOATIME"},
+	{unix.MOUNT_ATTR_STRICTATIME, "MOUNT_ATTR_STRICTATIME"}, {unix.MOUNT_ATTR_NODIRATIME, "MOUNT_ATTR_NODIRATIME"},
+	{unix.MOUNT_ATTR_NOSYMFOLLOW, "MOUNT_ATTR_NOSYMFOLLOW"},
+}
+
+// flagText shows flags in the listing.
+func flagText(flags uint64, names []flagName) string {
+	if flags == 0 {
+		return "0"
+	}
+	var b strings.Builder
+	for _, f := range names {
+		if flags&f.flag == f.flag {
+			if b.Len() > 0 {
+				b.WriteByte('|')
+			}
+			b.WriteString(f.name)
+			flags &^= f.flag
+		}
+	}
+	if flags != 0 || b.Len() == 0 {
+		if b.Len() > 0 {
+			b.WriteByte('|')
+		}
+		b.WriteString("0x" + strconv.FormatUint(flags, 16))
+	}
+	return b.String()
+}

@@ -1,0 +1,301 @@
+package nsexec
+
+import (
+	"bufio"
+	"io"
+	"os"
+	"path"
+	"slices"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// mountAll emits the mounts of the spec in their order.
+func (c *compiler) mountAll() {
+	for i := range c.mounts {
+		m := &c.mounts[i]
+		switch {
+		case m.remount:
+			c.remount(m)
+		case m.kind == "bind":
+			c.bind(m)
+		case m.kind == "cgroup":
+			c.mountCgroup(m)
+		case m.needsFD():
+			c.mountFS(m)
+		default:
+			c.mountPlain(m)
+		}
+		if m.dest == "/dev" && m.kind != "bind" && !m.remount {
+			c.makeDevices()
+		}
+	}
+}
+
+// resolveFor restricts how a mount point is found. What the plan relies on later must not be a symlink of the image's
+// (CVE-2019-19921: a fake /proc).
+func resolveFor(m *mount) uint64 {
+	if m.dest == "/dev" || m.kind == "proc" || m.kind == "sysfs" {
+		return inRoot | unix.RESOLVE_NO_SYMLINKS
+	}
+	return inRoot
+}
+
+func (m *mount) title() string {
+	t := "mount " + m.kind + " on " + m.dest
+	if len(m.data) > 0 {
+		t += " with " + strings.Join(m.data, ",")
+	}
+	return t
+}
+
+// mountPlain emits a mount by mount(2) on the directory that the process changes to.
+func (c *compiler) mountPlain(m *mount) {
+	flags := mountFlags(m.set) | m.super
+	label, data, source := m.title(), strings.Join(m.data, ","), m.source
+	if source == "" {
+		source = m.kind
+	}
+	if c.haveDev && m.underDev() && c.devEmpty {
+		// Nobody but this plan has seen our /dev yet, and there is nothing of this name in it.
+		if c.cwd != c.dev {
+			c.fchdir("go to /dev", c.dev)
+		}
+		name := path.Base(m.dest)
+		c.Syscall("make the mount point "+m.dest, unix.SYS_MKDIRAT, c.dev.Value(), c.String(name), Const(0o755).As("0755"))
+		c.mountCall(label, source, name, m.kind, flags, data)
+		return
+	}
+	at := c.target(m.dest, directory, 0, unix.O_DIRECTORY, resolveFor(m))
+	c.fchdir("go to "+m.dest, at)
+	c.mountCall(label, source, ".", m.kind, flags, data)
+}
+
+// mountFS emits a mount by fsopen and fsmount.
+func (c *compiler) mountFS(m *mount) Slot {
+	fs, mnt := c.NewSlot("fs"), c.NewSlot("mount")
+	label := "mount " + m.kind + " on " + m.dest
+	c.newFS(label, m.kind, fs)
+	if m.source != "" {
+		c.fsconfig(label, fs, "source="+m.source)
+	}
+	for _, o := range m.data {
+		c.fsconfig(label, fs, o)
+	}
+	for _, f := range []struct {
+		flag uint64
+		name string
+	}{{unix.MS_SYNCHRONOUS, "sync"}, {unix.MS_DIRSYNC, "dirsync"}, {unix.MS_LAZYTIME, "lazytime"}, {unix.MS_MANDLOCK, "mand"}} {
+		if m.super&f.flag != 0 {
+			c.fsconfig(label, fs, f.name)
+		}
+	}
+	// A tmpfs and /dev are read-only when all that belongs into them is there.
+	set := m.set
+	late := set&unix.MOUNT_ATTR_RDONLY != 0 && (m.kind == "tmpfs" || m.dest == "/dev")
+	if late {
+		set &^= unix.MOUNT_ATTR_RDONLY
+	}
+	c.createFS(label, fs, mnt, set)
+	at := c.target(m.dest, directory, 0, unix.O_DIRECTORY, resolveFor(m))
+	if m.copyUp {
+		c.copyUp(m, mnt, at)
+	} else {
+		c.moveMount(label, mnt.Value(), at.Value())
+	}
+	if late {
+		c.final = append(c.final, func() {
+			c.setAttributes("make "+m.dest+" read-only", mnt.Value(), unix.MOUNT_ATTR_RDONLY, 0, 0, false)
+		})
+	}
+	c.attributesAndPropagation(m, mnt)
+	switch {
+	case m.kind == "proc" && !c.haveProc:
+		c.procFS, c.haveProc = mnt, true
+	case m.dest == "/dev":
+		c.dev, c.haveDev, c.devEmpty = mnt, true, true
+	}
+	return mnt
+}
+
+// newFS opens a filesystem that is to be made.
+func (c *compiler) newFS(label, kind string, fs Slot) {
+	c.Syscall(label, unix.SYS_FSOPEN, c.String(kind), Const(unix.FSOPEN_CLOEXEC).As("FSOPEN_CLOEXEC")).Into(fs)
+}
+
+// createFS makes the filesystem and a detached mount of it.
+func (c *compiler) createFS(label string, fs, mnt Slot, attributes uint64) {
+	c.Syscall(label, unix.SYS_FSCONFIG, fs.Value(), Const(unix.FSCONFIG_CMD_CREATE).As("FSCONFIG_CMD_CREATE"))
+	c.Syscall(label, unix.SYS_FSMOUNT, fs.Value(), Const(unix.FSMOUNT_CLOEXEC).As("FSMOUNT_CLOEXEC"),
+		Const(attributes).As(flagText(attributes, attributeNames))).Into(mnt)
+}
+
+// attributesAndPropagation emits what is set recursively, and the propagation, of an open mount.
+func (c *compiler) attributesAndPropagation(m *mount, mnt Slot) {
+	if m.setAll|m.clearAll != 0 {
+		c.setAttributes("set the recursive attributes of "+m.dest, mnt.Value(), m.setAll, m.clearAll&^m.setAll|atimeMask(m.setAll), 0, true)
+	}
+	for _, p := range m.propagation {
+		if m.kind != "bind" && p&unix.MS_PRIVATE != 0 && allPrivate(m.propagation) {
+			continue // as a new mount is
+		}
+		if m.kind == "bind" && c.hostPropagation() == unix.MS_PRIVATE && p&unix.MS_PRIVATE != 0 {
+			continue // as its source is
+		}
+		c.setAttributes("set the propagation of "+m.dest, mnt.Value(), 0, 0, p&^unix.MS_REC, p&unix.MS_REC != 0)
+	}
+}
+
+// atimeMask is what mount_setattr(2) wants cleared when one of the access time attributes is set.
+func atimeMask(set uint64) uint64 {
+	if set&unix.MOUNT_ATTR__ATIME != 0 {
+		return unix.MOUNT_ATTR__ATIME
+	}
+	return 0
+}
+
+// bind emits a bind mount: a detached copy of the source's mount, its attributes, then the place where it goes.
+func (c *compiler) bind(m *mount) {
+	source := c.NewSlot("source")
+	c.openTree("open "+m.source+" to bind it on "+m.dest, Int(unix.AT_FDCWD), m.source, m.recursive).Into(source)
+	if m.set|m.clear != 0 {
+		c.setAttributes("set the attributes of "+m.dest, source.Value(), m.set, m.clear&^(m.set&^unix.MOUNT_ATTR__ATIME), 0, false)
+	}
+	at := c.target(m.dest, likeSource, source, 0, inRoot)
+	c.attributesAndPropagation(m, source)
+	c.moveMount("bind "+m.source+" on "+m.dest, source.Value(), at.Value())
+}
+
+// remount changes what is mounted at the destination already.
+func (c *compiler) remount(m *mount) {
+	at := c.NewSlot("at")
+	c.resolve("open "+m.dest, m.dest, 0, inRoot, at, nil)
+	if m.kind == "bind" || m.kind == "" && m.super == 0 && len(m.data) == 0 {
+		if m.set|m.clear != 0 {
+			c.setAttributes("set the attributes of "+m.dest, at.Value(), m.set, m.clear&^(m.set&^unix.MOUNT_ATTR__ATIME), 0, m.recursive)
+		}
+	} else {
+		c.fchdir("go to "+m.dest, at)
+		c.mountCall("remount "+m.dest, m.source, ".", m.kind, unix.MS_REMOUNT|mountFlags(m.set)|m.super, strings.Join(m.data, ","))
+	}
+	c.attributesAndPropagation(m, at)
+}
+
+// copyUp mounts a tmpfs that begins with what the image has at its mount point. Nothing is copied before it is written:
+// the content shows through an overlay whose upper layer is the tmpfs, which costs the same for a large directory as
+// for an empty one.
+func (c *compiler) copyUp(m *mount, tmpfs, at Slot) {
+	label := "show what " + m.dest + " had"
+	lower, st := c.NewSlot("lower"), c.Zeroed(sizeofStatx)
+	c.statx(label, at.Value(), unix.STATX_MODE|unix.STATX_UID|unix.STATX_GID, st)
+	c.cloneMount(label, at.Value(), lower, false)
+	c.moveMount("mount tmpfs on "+m.dest, tmpfs.Value(), at.Value())
+	for _, name := range []string{"lower", "upper", "work"} {
+		c.Syscall(label, unix.SYS_MKDIRAT, tmpfs.Value(), c.String(name), Const(0o755).As("0755"))
+	}
+	if !slices.ContainsFunc(m.data, func(o string) bool { return strings.HasPrefix(o, "mode=") }) {
+		mode := c.NewSlot("mode")
+		c.Load(mode, 4, st, Const(statxMode))
+		c.And(mode, mode.Value(), Const(0o7777).As("07777"))
+		c.Syscall(label, unix.SYS_FCHMODAT, tmpfs.Value(), c.String("upper"), mode.Value())
+	}
+	uid, gid := c.NewSlot("uid"), c.NewSlot("gid")
+	c.Load(uid, 4, st, Const(statxUID))
+	c.Load(gid, 4, st, Const(statxGID))
+	c.Syscall(label, unix.SYS_FCHOWNAT, tmpfs.Value(), c.String("upper"), uid.Value(), gid.Value(), Const(0))
+	c.Syscall(label, unix.SYS_MOVE_MOUNT, lower.Value(), c.String(""), tmpfs.Value(), c.String("lower"),
+		Const(unix.MOVE_MOUNT_F_EMPTY_PATH).As("F_EMPTY_PATH"))
+	c.fchdir("go to "+m.dest, tmpfs)
+	data := "lowerdir=lower,upperdir=upper,workdir=work,index=off,metacopy=off"
+	if c.namespaces.has(unix.CLONE_NEWUSER) {
+		data += ",userxattr"
+	}
+	c.mountCall(label, "tmpcopyup", ".", "overlay", mountFlags(m.set), data)
+}
+
+// mountCgroup emits the mount of what the container sees of its cgroups: the unified hierarchy, or every hierarchy of
+// version 1 in a small tmpfs, under the names that the host uses.
+func (c *compiler) mountCgroup(m *mount) {
+	host := hostCgroups()
+	flags := mountFlags(m.set)
+	at := c.target(m.dest, directory, 0, unix.O_DIRECTORY, inRoot)
+	c.fchdir("go to "+m.dest, at)
+	switch {
+	case len(host.v1) == 0:
+		c.mountCall("mount cgroup2 on "+m.dest, "cgroup", ".", "cgroup2", flags, "")
+		return
+	}
+	base := flags &^ unix.MS_RDONLY
+	c.mountCall("mount tmpfs on "+m.dest, "cgroup", ".", "tmpfs", base, "mode=755")
+	tmpfs := c.NewSlot("cgroups")
+	c.resolve("open "+m.dest, m.dest, unix.O_DIRECTORY, inRoot, tmpfs, nil)
+	c.fchdir("go to "+m.dest, tmpfs)
+	for _, h := range host.v1 {
+		c.Syscall("make the mount point "+m.dest+"/"+h.name, unix.SYS_MKDIRAT, tmpfs.Value(), c.String(h.name), Const(0o755).As("0755"))
+		c.mountCall("mount cgroup on "+m.dest+"/"+h.name, "cgroup", h.name, "cgroup", flags, h.data)
+		for _, l := range h.links {
+			c.Syscall("link "+m.dest+"/"+l, unix.SYS_SYMLINKAT, c.String(h.name), tmpfs.Value(), c.String(l))
+		}
+	}
+	if flags&unix.MS_RDONLY != 0 {
+		c.setAttributes("make "+m.dest+" read-only", tmpfs.Value(), unix.MOUNT_ATTR_RDONLY, 0, 0, false)
+	}
+}
+
+// cgroups are the hierarchies of the host.
+type cgroups struct {
+	v1 []hierarchy // none where there is only the unified hierarchy
+}
+
+type hierarchy struct {
+	name  string   // of the directory where the host has it
+	data  string   // options that mount it
+	links []string // other names: one for each of several controllers
+}
+
+// hostCgroups reads the host's hierarchies once: they are mounted when it boots.
+var hostCgroups = sync.OnceValue(func() cgroups {
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return cgroups{}
+	}
+	defer f.Close()
+	return parseCgroups(f)
+})
+
+// parseCgroups finds the v1 hierarchies in a mountinfo file; proc_pid_mountinfo(5).
+func parseCgroups(r io.Reader) cgroups {
+	var found cgroups
+	lines := bufio.NewScanner(r)
+	for lines.Scan() {
+		before, after, ok := strings.Cut(lines.Text(), " - ")
+		fields, super := strings.Fields(before), strings.Fields(after)
+		if !ok || len(fields) < 6 || len(super) < 3 || super[0] != "cgroup" {
+			continue
+		}
+		h := hierarchy{name: path.Base(fields[4])}
+		var options []string
+		for o := range strings.SplitSeq(super[2], ",") {
+			switch {
+			case o == "rw", o == "ro", o == "xattr", o == "clone_children", o == "noprefix", o == "cpuset_v2_mode",
+				strings.HasPrefix(o, "release_agent="):
+				continue
+			case strings.HasPrefix(o, "name="):
+				options = append([]string{"none"}, o)
+			default:
+				options = append(options, o)
+				if o != h.name {
+					h.links = append(h.links, o)
+				}
+			}
+		}
+		h.data = strings.Join(options, ",")
+		known := slices.ContainsFunc(found.v1, func(x hierarchy) bool { return x.data == h.data || x.name == h.name })
+		if len(options) > 0 && !known && !strings.Contains(h.name, "\\") {
+			found.v1 = append(found.v1, h)
+		}
+	}
+	return found
+}

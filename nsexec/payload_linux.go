@@ -1,0 +1,248 @@
+package nsexec
+
+import (
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// payload emits everything that the container's first process does between clone3 and its program.
+func (c *compiler) payload() {
+	c.fail = c.setupFailed
+	c.Syscall("make files with the modes asked for", unix.SYS_UMASK, Const(0))
+	c.enterCgroups()
+	c.join()
+	c.becomeRoot()
+	c.nameHost()
+	c.loopback()
+
+	c.attachRoot()
+	c.mountAll()
+	c.otherDevices()
+	c.needProc()
+	c.setSysctls()
+	c.readonlyPaths()
+	c.maskPaths()
+	c.tune()
+	c.enterRoot()
+
+	c.changeDirectory()
+	c.setCredentials()
+	c.execute()
+
+	c.emitLater()
+}
+
+// enterCgroups emits the entry into the cgroups of v1 hierarchies and the creation of the cgroup namespace, whose root
+// they become. Writing 0 to a tasks file moves the calling thread, which is all of this process, and does not wait for
+// other processors as a write to cgroup.procs does.
+func (c *compiler) enterCgroups() {
+	for _, f := range c.opts.Tasks {
+		if f == nil {
+			continue
+		}
+		c.Syscall("enter the cgroup of "+f.Name(), unix.SYS_WRITE, c.file(f.Name(), f), c.String("0"), Const(1))
+	}
+	if c.namespaces.fresh&unix.CLONE_NEWCGROUP != 0 {
+		c.Syscall("create a cgroup namespace", unix.SYS_UNSHARE, Const(unix.CLONE_NEWCGROUP).As("CLONE_NEWCGROUP"))
+	}
+}
+
+// becomeRoot makes the payload root of its user namespace: until now it has the importing program's ids, which may have
+// no name there, and could not own files.
+func (c *compiler) becomeRoot() {
+	if !c.inUserNamespace() {
+		return
+	}
+	c.Syscall("become group 0 of the user namespace", unix.SYS_SETRESGID, Const(0), Const(0), Const(0))
+	// Refused where setgroups is denied, as it is to unprivileged users; there are no groups to lose then.
+	c.Syscall("leave the host's groups", unix.SYS_SETGROUPS, Const(0), Const(0)).Ignore()
+	c.Syscall("become root of the user namespace", unix.SYS_SETRESUID, Const(0), Const(0), Const(0))
+}
+
+func (c *compiler) nameHost() {
+	if h := c.spec.Hostname; h != "" {
+		c.Syscall("set the hostname to "+h, unix.SYS_SETHOSTNAME, c.String(h), Int(len(h)))
+	}
+	if d := c.spec.Domainname; d != "" {
+		c.Syscall("set the domainname to "+d, unix.SYS_SETDOMAINNAME, c.String(d), Int(len(d)))
+	}
+}
+
+func (c *compiler) checkNames() {
+	for _, n := range []struct{ field, name string }{{"hostname", c.spec.Hostname}, {"domainname", c.spec.Domainname}} {
+		switch {
+		case n.name == "":
+		case !c.namespaces.has(unix.CLONE_NEWUTS):
+			c.invalid(n.field, "without a uts namespace it would be the host's")
+		case len(n.name) > 64:
+			c.invalid(n.field, "%d bytes, at most 64 are possible", len(n.name))
+		case strings.IndexByte(n.name, 0) >= 0:
+			c.invalid(n.field, "%q has a NUL byte", n.name)
+		}
+	}
+}
+
+// loopback brings the loopback interface of a new network namespace up.
+func (c *compiler) loopback() {
+	if c.namespaces.fresh&unix.CLONE_NEWNET == 0 {
+		return
+	}
+	socket := c.NewSlot("socket")
+	ifreq := make([]byte, 40) // struct ifreq: the name, then the flags
+	copy(ifreq, "lo")
+	ifreq[16] = unix.IFF_UP
+	c.Syscall("open a socket to bring lo up", unix.SYS_SOCKET, Const(unix.AF_INET).As("AF_INET"),
+		Const(unix.SOCK_DGRAM|unix.SOCK_CLOEXEC).As("SOCK_DGRAM|SOCK_CLOEXEC"), Const(0)).Into(socket)
+	c.Syscall("bring lo up", unix.SYS_IOCTL, socket.Value(), Const(unix.SIOCSIFFLAGS).As("SIOCSIFFLAGS"), c.Bytes(ifreq).As("{lo, IFF_UP}"))
+}
+
+// needProc makes a procfs that nobody else sees, if the plan has to write to /proc and the container has none of the
+// right kind. Writes through it cannot be redirected by what an image or another container mounted (CVE-2025-52881).
+func (c *compiler) needProc() {
+	p := c.spec.Process
+	if c.haveProc || len(c.spec.Linux.Sysctl) == 0 && p.OOMScoreAdj == nil && p.ApparmorProfile == "" && p.SelinuxLabel == "" {
+		return
+	}
+	fs := c.NewSlot("fs")
+	c.procFS, c.haveProc = c.NewSlot("proc"), true
+	const label = "make a private procfs"
+	c.newFS(label, "proc", fs)
+	c.createFS(label, fs, c.procFS, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)
+}
+
+// writeProc writes a file of our own procfs.
+func (c *compiler) writeProc(label, file, value string) {
+	fd := c.NewSlot("fd")
+	resolve := uint64(ownFiles)
+	if strings.HasPrefix(file, "self/") {
+		resolve &^= unix.RESOLVE_NO_SYMLINKS // /proc/self is one
+	}
+	c.openat2(label, c.procFS.Value(), c.String(file), unix.O_WRONLY, resolve).Into(fd)
+	c.Syscall(label, unix.SYS_WRITE, fd.Value(), c.String(value), Int(len(value)))
+}
+
+// namespacedSysctls are those of kernel.* that belong to the ipc namespace; net.* belongs to the network namespace, and
+// fs.mqueue.* to the ipc namespace. All others are the host's.
+var namespacedSysctls = map[string]bool{
+	"kernel.msgmax": true, "kernel.msgmnb": true, "kernel.msgmni": true, "kernel.sem": true, "kernel.shmall": true,
+	"kernel.shmmax": true, "kernel.shmmni": true, "kernel.shm_rmid_forced": true,
+	"kernel.msg_next_id": true, "kernel.sem_next_id": true, "kernel.shm_next_id": true, "kernel.auto_msgmni": true,
+}
+
+func (c *compiler) checkSysctl() {
+	c.checkNames()
+	for key, value := range c.spec.Linux.Sysctl {
+		field := "linux.sysctl." + key
+		if strings.IndexByte(value, 0) >= 0 || strings.IndexByte(value, '\n') >= 0 {
+			c.invalid(field, "the value %q has a NUL byte or line end", value)
+		}
+		name := sysctlName(key)
+		ok, missing := false, ""
+		switch {
+		case !validSysctl(key):
+			c.invalid(field, "not a name of letters, digits, -, _ and single dots or slashes")
+		case namespacedSysctls[name], strings.HasPrefix(name, "fs.mqueue."):
+			if ok = c.namespaces.has(unix.CLONE_NEWIPC); !ok {
+				missing = "ipc"
+			}
+		case strings.HasPrefix(name, "net."):
+			if ok = c.namespaces.has(unix.CLONE_NEWNET); !ok {
+				missing = "network"
+			}
+		case name == "kernel.domainname":
+			if ok = c.namespaces.has(unix.CLONE_NEWUTS); !ok {
+				missing = "uts"
+			}
+		case name == "kernel.hostname":
+			c.invalid(field, "use hostname")
+		}
+		if missing != "" {
+			c.invalid(field, "without a %s namespace it would be the host's", missing)
+		} else if !ok {
+			c.invalid(field, "not a setting of a namespace: it would be the host's")
+		}
+	}
+}
+
+// validSysctl keeps everything out that could lead elsewhere in a path (CVE-2022-0811).
+func validSysctl(key string) bool {
+	separator := true
+	for i := range len(key) {
+		switch b := key[i]; {
+		case b == '.' || b == '/':
+			if separator {
+				return false
+			}
+			separator = true
+			continue
+		case b >= 'a' && b <= 'z', b >= 'A' && b <= 'Z', b >= '0' && b <= '9', b == '_', b == '-', b == '@', b == ':':
+		default:
+			return false
+		}
+		separator = false
+	}
+	return !separator && len(key) < 256
+}
+
+// sysctlName is the name with dots between its parts. As with sysctl(8), the separator that comes first separates, and
+// the other one stands for itself: net.ipv4.conf.eth0/1.forwarding is for the interface eth0.1.
+func sysctlName(key string) string {
+	if i := strings.IndexAny(key, "./"); i < 0 || key[i] == '.' {
+		return key
+	}
+	return strings.Map(swapSeparators, key)
+}
+
+func swapSeparators(r rune) rune {
+	switch r {
+	case '.':
+		return '/'
+	case '/':
+		return '.'
+	}
+	return r
+}
+
+// setSysctls writes them in order, so that plans of equal specs are equal.
+func (c *compiler) setSysctls() {
+	if len(c.spec.Linux.Sysctl) == 0 {
+		return
+	}
+	for _, key := range slices.Sorted(maps.Keys(c.spec.Linux.Sysctl)) {
+		file := strings.Map(swapSeparators, sysctlName(key))
+		c.writeProc("set the sysctl "+key, "sys/"+file, c.spec.Linux.Sysctl[key])
+	}
+}
+
+// tune emits what a process may set for itself only while it is privileged or has the procfs open.
+func (c *compiler) tune() {
+	p := c.spec.Process
+	self := c.haveProc && c.inUserNamespace() && (p.OOMScoreAdj != nil || p.ApparmorProfile != "" || p.SelinuxLabel != "")
+	if self {
+		// The files in /proc/self of an undumpable process belong to the host's root. There is nobody else in a new
+		// user namespace who could use the moment.
+		c.Syscall("own our files in /proc", unix.SYS_PRCTL, Const(unix.PR_SET_DUMPABLE).As("PR_SET_DUMPABLE"), Const(1))
+	}
+	if p.OOMScoreAdj != nil {
+		v := strconv.Itoa(*p.OOMScoreAdj)
+		c.writeProc("set oom_score_adj to "+v+" (less than the present value needs CAP_SYS_RESOURCE)", "self/oom_score_adj", v)
+	}
+	c.setLabels()
+	if self {
+		c.Syscall("become undumpable again", unix.SYS_PRCTL, Const(unix.PR_SET_DUMPABLE).As("PR_SET_DUMPABLE"), Const(0))
+	}
+	if d := c.spec.Linux.Personality; d != nil {
+		domain := Const(0).As("PER_LINUX")
+		if d.Domain == specs.PerLinux32 {
+			domain = Const(8).As("PER_LINUX32")
+		}
+		c.Syscall("set the personality", unix.SYS_PERSONALITY, domain)
+	}
+	c.setScheduler()
+	c.setRlimits()
+}

@@ -1,0 +1,5 @@
+package nsexec
+
+import specs "github.com/opencontainers/runtime-spec/specs-go"
+
+func defaultSeccomp() *specs.LinuxSeccomp { return nil }
