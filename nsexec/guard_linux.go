@@ -60,6 +60,7 @@ func (c *compiler) guard(payload func()) {
 	c.supervise(pid, pidfd, nested)
 
 	c.Place(child)
+	c.FailTo(failed)
 	c.Syscall("start a session", unix.SYS_SETSID)
 	if c.mapped() {
 		c.awaitMappings()
