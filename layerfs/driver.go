@@ -32,9 +32,7 @@ type SnapshotDir struct {
 	// Dir is the snapshot's own directory, and Path its absolute path, for calls that take nothing else.
 	Dir  int
 	Path string
-	// LayerFDs are O_PATH descriptors of the layers' directories, and LayerPaths their paths, lowest first. Both are
-	// nil for Remove.
-	LayerFDs   []int
+	// LayerPaths are the absolute paths of the layers' directories, lowest first; nil for Remove. They are read-only.
 	LayerPaths []string
 	// Root holds the mode and owner that the root directory has in the layers.
 	Root RootAttr

@@ -97,6 +97,9 @@ func (s *Store) OpenSnapshot(id string) (*Snapshot, error) { return nil, errors.
 // Snapshots lists the ids of all snapshots.
 func (s *Store) Snapshots() ([]string, error) { return nil, errors.ErrUnsupported }
 
+// RemoveSnapshot removes a snapshot by id.
+func (s *Store) RemoveSnapshot(ctx context.Context, id string) error { return errors.ErrUnsupported }
+
 // ID returns the id.
 func (s *Snapshot) ID() string { return "" }
 

@@ -1,0 +1,78 @@
+package layerfs
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+
+	"github.com/opencontainers/image-spec/specs-go"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// containerdName is the annotation in which containerd and nerdctl keep the full reference.
+const containerdName = "io.containerd.image.name"
+
+// maxIndex bounds index.json, in bytes.
+const maxIndex = 64 << 20
+
+func emptyIndex() []byte {
+	data, _ := json.Marshal(newIndex())
+	return data
+}
+
+func newIndex() ocispec.Index {
+	return ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Manifests: []ocispec.Descriptor{}}
+}
+
+func parseIndex(data []byte) (ocispec.Index, error) {
+	var idx ocispec.Index
+	if err := json.Unmarshal(data, &idx); err != nil {
+		return idx, fmt.Errorf("index.json: %w", err)
+	}
+	if idx.SchemaVersion != 2 {
+		return idx, fmt.Errorf("index.json: schema version %d: %w", idx.SchemaVersion, ErrFormat)
+	}
+	if idx.MediaType != "" && idx.MediaType != ocispec.MediaTypeImageIndex {
+		return idx, fmt.Errorf("index.json: media type %q: %w", idx.MediaType, ErrFormat)
+	}
+	for _, m := range idx.Manifests {
+		if err := m.Digest.Validate(); err != nil {
+			return idx, fmt.Errorf("index.json: digest %q: %w", string(m.Digest), err)
+		}
+		if m.Size < 0 {
+			return idx, fmt.Errorf("index.json: %s: size %d: %w", m.Digest, m.Size, ErrFormat)
+		}
+	}
+	if idx.Manifests == nil {
+		idx.Manifests = []ocispec.Descriptor{}
+	}
+	return idx, nil
+}
+
+// refName is the name of an entry of the index. Other tools write org.opencontainers.image.ref.name, which need be a
+// tag only; the full reference wins where containerd's annotation has it.
+func refName(d ocispec.Descriptor) string {
+	if n := d.Annotations[containerdName]; n != "" {
+		return n
+	}
+	return d.Annotations[ocispec.AnnotationRefName]
+}
+
+// setRef gives the name to desc and takes it from whatever had it.
+func setRef(idx *ocispec.Index, ref string, desc ocispec.Descriptor) {
+	dropRef(idx, ref)
+	a := make(map[string]string, len(desc.Annotations)+2)
+	for k, v := range desc.Annotations {
+		a[k] = v
+	}
+	a[ocispec.AnnotationRefName] = ref
+	a[containerdName] = ref
+	desc.Annotations = a
+	idx.Manifests = append(idx.Manifests, desc)
+}
+
+func dropRef(idx *ocispec.Index, ref string) bool {
+	before := len(idx.Manifests)
+	idx.Manifests = slices.DeleteFunc(idx.Manifests, func(d ocispec.Descriptor) bool { return refName(d) == ref })
+	return len(idx.Manifests) != before
+}

@@ -1,0 +1,677 @@
+package layerfs
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// The reader of layer archives: ustar, PAX (POSIX.1-2001), GNU and star headers; sparse files in the old GNU format and PAX
+// formats 0.0, 0.1 and 1.0. The standard library's archive/tar does not show where the holes of a sparse file are, so
+// that a hole of terabytes would be read as zeros; here memory and time follow what the archive really holds
+// (CVE-2025-58183).
+
+const tarBlock = 512
+
+// Types of entries.
+const (
+	tarReg      = '0'
+	tarLink     = '1'
+	tarSymlink  = '2'
+	tarChar     = '3'
+	tarBlockDev = '4'
+	tarDir      = '5'
+	tarFifo     = '6'
+)
+
+// tarEntry is one entry, with extended headers applied.
+type tarEntry struct {
+	name     string
+	link     string
+	kind     byte // one of the types above
+	mode     uint32
+	uid, gid uint32
+	mtime    time.Time
+	major    uint32
+	minor    uint32
+	size     int64 // apparent size
+	// sparse lists the data of a sparse file in order; nil for an ordinary file. stored is how many bytes follow in
+	// the archive.
+	sparse   []tarSegment
+	isSparse bool
+	stored   int64
+	xattrs   []tarXattr
+}
+
+type tarSegment struct{ off, n int64 }
+
+type tarXattr struct{ name, value string }
+
+// chunkSource gives the archive's bytes piece by piece, without copying.
+type chunkSource interface {
+	// next returns between 1 and n bytes, valid until the next call, or io.EOF.
+	next(n int64) ([]byte, error)
+}
+
+type tarReader struct {
+	src     chunkSource
+	limits  *Limits
+	block   [tarBlock]byte
+	remain  int64 // data of the current entry that has not been read
+	pad     int64 // padding behind it
+	entries int64
+}
+
+func invalidf(format string, args ...any) error {
+	return fmt.Errorf("%w: %s", ErrInvalidArchive, fmt.Sprintf(format, args...))
+}
+
+// fill reads exactly len(p) bytes; io.EOF means none at all.
+func (t *tarReader) fill(p []byte) error {
+	for got := 0; got < len(p); {
+		b, err := t.src.next(int64(len(p) - got))
+		if err == io.EOF && got > 0 {
+			return invalidf("it ends in the middle of a header")
+		}
+		if err != nil {
+			return err
+		}
+		got += copy(p[got:], b)
+	}
+	return nil
+}
+
+func (t *tarReader) discard(n int64) error {
+	for n > 0 {
+		b, err := t.src.next(n)
+		if err == io.EOF {
+			return invalidf("it ends in the middle of an entry")
+		}
+		if err != nil {
+			return err
+		}
+		n -= int64(len(b))
+	}
+	return nil
+}
+
+// data returns the next piece of the entry's stored bytes, or io.EOF behind the last.
+func (t *tarReader) data() ([]byte, error) {
+	if t.remain == 0 {
+		return nil, io.EOF
+	}
+	b, err := t.src.next(t.remain)
+	if err == io.EOF {
+		return nil, invalidf("it ends in the middle of an entry")
+	}
+	if err != nil {
+		return nil, err
+	}
+	t.remain -= int64(len(b))
+	return b, nil
+}
+
+// readAll reads the whole data of an extended header.
+func (t *tarReader) readAll(n int64, budget *int64) ([]byte, error) {
+	if n < 0 || n > *budget {
+		return nil, &LimitError{Limit: "Header", Max: t.limits.Header}
+	}
+	*budget -= n
+	p := make([]byte, n)
+	if err := t.fill(p); err == io.EOF {
+		return nil, invalidf("it ends in the middle of a header")
+	} else if err != nil {
+		return nil, err
+	}
+	return p, t.discard(padding(n))
+}
+
+func padding(n int64) int64 { return -n & (tarBlock - 1) }
+
+// entry returns the next entry, or io.EOF at the end of the archive.
+func (t *tarReader) entry() (*tarEntry, error) {
+	if err := t.discard(t.remain); err != nil {
+		return nil, err
+	}
+	if err := t.discard(t.pad); err != nil {
+		return nil, err
+	}
+	t.remain, t.pad = 0, 0
+	budget := t.limits.Header
+	var pax map[string]string
+	var paxSparse []tarSegment // format 0.0, whose keys repeat
+	var gnuName, gnuLink string
+	for {
+		if t.entries++; t.entries > t.limits.Entries {
+			return nil, &LimitError{Limit: "Entries", Max: t.limits.Entries}
+		}
+		if err := t.fill(t.block[:]); err != nil {
+			return nil, err
+		}
+		b := &t.block
+		if *b == [tarBlock]byte{} {
+			if err := t.fill(b[:]); err != nil {
+				return nil, err
+			}
+			if *b != [tarBlock]byte{} {
+				return nil, invalidf("one block of zeros between entries")
+			}
+			return nil, io.EOF
+		}
+		if err := checkSum(b); err != nil {
+			return nil, err
+		}
+		size, err := parseNumber(b[124:136])
+		if err != nil || size < 0 {
+			return nil, invalidf("size of an entry")
+		}
+		switch b[156] {
+		case 'x':
+			data, err := t.readAll(size, &budget)
+			if err != nil {
+				return nil, err
+			}
+			if pax == nil {
+				pax = make(map[string]string, 8)
+			}
+			if paxSparse, err = parsePAX(string(data), pax, paxSparse); err != nil {
+				return nil, err
+			}
+		case 'g':
+			// Global records (git archive's commit id) say nothing about the files of a layer.
+			if _, err := t.readAll(size, &budget); err != nil {
+				return nil, err
+			}
+		case 'L', 'K':
+			data, err := t.readAll(size, &budget)
+			if err != nil {
+				return nil, err
+			}
+			if b[156] == 'L' {
+				gnuName = cString(data)
+			} else {
+				gnuLink = cString(data)
+			}
+		case 'V': // volume label
+			if err := t.discard(size + padding(size)); err != nil {
+				return nil, err
+			}
+		default:
+			e, err := t.parseHeader(size)
+			if err != nil {
+				return nil, err
+			}
+			if gnuName != "" {
+				e.name = gnuName
+			}
+			if gnuLink != "" {
+				e.link = gnuLink
+			}
+			if err := t.finish(e, b[156], pax, paxSparse, &budget); err != nil {
+				return nil, &EntryError{Op: "read", Entry: e.name, Err: err}
+			}
+			return e, nil
+		}
+	}
+}
+
+func (t *tarReader) parseHeader(size int64) (*tarEntry, error) {
+	b := &t.block
+	e := &tarEntry{name: cString(b[0:100]), link: cString(b[157:257]), size: size}
+	mode, err1 := parseNumber(b[100:108])
+	uid, err2 := parseNumber(b[108:116])
+	gid, err3 := parseNumber(b[116:124])
+	mtime, err4 := parseNumber(b[136:148])
+	if err := errors.Join(err1, err2, err3, err4); err != nil {
+		return nil, &EntryError{Op: "read header of", Entry: e.name, Err: invalidf("%v", err)}
+	}
+	e.mode = uint32(mode & 0o7777)
+	e.mtime = time.Unix(mtime, 0)
+	// The values of PAX records replace these, so their range is checked later.
+	e.uid, e.gid = clampID(uid), clampID(gid)
+	magic := string(b[257:265])
+	switch {
+	case magic == "ustar\x0000":
+		prefix := b[345:500]
+		if string(b[508:512]) == "tar\x00" {
+			prefix = b[345:476] // star
+		}
+		if p := cString(prefix); p != "" {
+			e.name = p + "/" + e.name
+		}
+	case magic == "ustar  \x00":
+	default: // before POSIX: no device numbers, no prefix
+		return e, nil
+	}
+	major, err1 := parseNumber(b[329:337])
+	minor, err2 := parseNumber(b[337:345])
+	if b[156] == tarChar || b[156] == tarBlockDev {
+		if err := errors.Join(err1, err2); err != nil || major < 0 || minor < 0 || major > 0xfff || minor > 0xfffff {
+			return nil, &EntryError{Op: "read header of", Entry: e.name, Err: invalidf("device number")}
+		}
+		e.major, e.minor = uint32(major), uint32(minor)
+	}
+	return e, nil
+}
+
+// badID marks an owner that no file can have.
+const badID = math.MaxUint32
+
+func clampID(v int64) uint32 {
+	if v < 0 || v >= badID {
+		return badID
+	}
+	return uint32(v)
+}
+
+// finish applies the extended headers and finds out what data follows.
+func (t *tarReader) finish(e *tarEntry, flag byte, pax map[string]string, paxSparse []tarSegment, budget *int64) error {
+	realSize := int64(-1)
+	sparse := paxSparse
+	hasSparse := sparse != nil
+	for k, v := range pax {
+		var err error
+		switch k {
+		case "path":
+			if _, other := pax["GNU.sparse.name"]; !other {
+				e.name = v
+			}
+		case "GNU.sparse.name":
+			e.name = v
+		case "linkpath":
+			e.link = v
+		case "size":
+			e.size, err = parseDecimal(v)
+		case "GNU.sparse.size", "GNU.sparse.realsize":
+			realSize, err = parseDecimal(v)
+		case "GNU.sparse.map":
+			hasSparse = true
+			sparse, err = parseSparseList(v)
+		case "GNU.sparse.major", "GNU.sparse.minor":
+			hasSparse = true
+		case "uid", "gid":
+			var n int64
+			if n, err = parseDecimal(v); err == nil {
+				if k == "uid" {
+					e.uid = clampID(n)
+				} else {
+					e.gid = clampID(n)
+				}
+			}
+		case "mtime":
+			e.mtime, err = parsePAXTime(v)
+		default:
+			if name, ok := strings.CutPrefix(k, "SCHILY.xattr."); ok {
+				e.xattrs = append(e.xattrs, tarXattr{name, v})
+			}
+		}
+		if err != nil {
+			return invalidf("PAX record %s: %v", k, err)
+		}
+	}
+	if e.uid == badID || e.gid == badID {
+		return invalidf("owner out of range")
+	}
+	if strings.IndexByte(e.name, 0) >= 0 || strings.IndexByte(e.link, 0) >= 0 {
+		return invalidf("NUL in a name")
+	}
+	switch flag {
+	case 0:
+		e.kind = tarReg
+		if strings.HasSuffix(e.name, "/") {
+			e.kind = tarDir
+		}
+	case tarReg, '7', 'S':
+		e.kind = tarReg
+	case tarLink, tarSymlink, tarChar, tarBlockDev, tarDir, tarFifo:
+		e.kind = flag
+	default:
+		return invalidf("unknown type %q", flag)
+	}
+	if e.kind != tarReg {
+		// Whatever size says: these have no data (POSIX pax, and what every other reader does).
+		e.size = 0
+		return nil
+	}
+	t.remain, t.pad = e.size, padding(e.size)
+	e.stored = e.size
+	var err error
+	switch {
+	case flag == 'S':
+		if string(t.block[257:265]) != "ustar  \x00" {
+			return invalidf("sparse file in an archive that is not GNU's")
+		}
+		e.isSparse = true
+		if e.sparse, realSize, err = t.oldSparse(budget); err != nil {
+			return err
+		}
+	case hasSparse && pax["GNU.sparse.major"] == "1" && pax["GNU.sparse.minor"] == "0":
+		e.isSparse = true
+		if e.sparse, err = t.sparse10(e, budget); err != nil {
+			return err
+		}
+	case hasSparse && (pax["GNU.sparse.major"] == "" || pax["GNU.sparse.major"] == "0"):
+		e.isSparse = true
+		e.sparse = sparse
+	case hasSparse:
+		return invalidf("sparse format %s.%s", pax["GNU.sparse.major"], pax["GNU.sparse.minor"])
+	}
+	if e.isSparse {
+		if realSize < 0 {
+			return invalidf("sparse file without its size")
+		}
+		e.size = realSize
+		if err := checkSparse(e); err != nil {
+			return err
+		}
+	}
+	if e.size > t.limits.FileBytes {
+		return &LimitError{Limit: "FileBytes", Max: t.limits.FileBytes, Entry: e.name}
+	}
+	return nil
+}
+
+func checkSparse(e *tarEntry) error {
+	var end, sum int64
+	for _, s := range e.sparse {
+		if s.off < end || s.n < 0 || s.off > e.size || s.n > e.size-s.off {
+			return invalidf("sparse map")
+		}
+		end = s.off + s.n
+		sum += s.n
+	}
+	if sum != e.stored {
+		return invalidf("sparse map of %d bytes for %d bytes of data", sum, e.stored)
+	}
+	return nil
+}
+
+// oldSparse reads the map of a GNU 'S' entry: four segments in the header, 21 in each block that may follow it.
+func (t *tarReader) oldSparse(budget *int64) ([]tarSegment, int64, error) {
+	realSize, err := parseNumber(t.block[483:495])
+	if err != nil || realSize < 0 {
+		return nil, 0, invalidf("size of a sparse file")
+	}
+	var segs []tarSegment
+	add := func(p []byte) error {
+		for ; len(p) >= 24; p = p[24:] {
+			if p[0] == 0 && p[12] == 0 {
+				return nil
+			}
+			off, err1 := parseNumber(p[:12])
+			n, err2 := parseNumber(p[12:24])
+			if errors.Join(err1, err2) != nil || off < 0 || n < 0 {
+				return invalidf("sparse map")
+			}
+			segs = append(segs, tarSegment{off, n})
+		}
+		return nil
+	}
+	if err := add(t.block[386:482]); err != nil {
+		return nil, 0, err
+	}
+	var ext [tarBlock]byte
+	for more := t.block[482] != 0; more; more = ext[504] != 0 {
+		if *budget -= tarBlock; *budget < 0 {
+			return nil, 0, &LimitError{Limit: "Header", Max: t.limits.Header}
+		}
+		if err := t.fill(ext[:]); err != nil {
+			return nil, 0, unexpected(err)
+		}
+		if err := add(ext[:504]); err != nil {
+			return nil, 0, err
+		}
+	}
+	return segs, realSize, nil
+}
+
+func unexpected(err error) error {
+	if err == io.EOF {
+		return invalidf("it ends in the middle of an entry")
+	}
+	return err
+}
+
+// sparse10 reads the map that PAX format 1.0 puts in front of the data: decimal numbers, one a line, padded to a block.
+func (t *tarReader) sparse10(e *tarEntry, budget *int64) ([]tarSegment, error) {
+	var buf []byte
+	number := func() (int64, error) {
+		for {
+			if i := bytes.IndexByte(buf, '\n'); i >= 0 {
+				n, err := parseDecimal(string(buf[:i]))
+				buf = buf[i+1:]
+				return n, err
+			}
+			if len(buf) > 20 || t.remain < tarBlock {
+				return 0, invalidf("sparse map")
+			}
+			if *budget -= tarBlock; *budget < 0 {
+				return 0, &LimitError{Limit: "Header", Max: t.limits.Header}
+			}
+			var b [tarBlock]byte
+			if err := t.fill(b[:]); err != nil {
+				return 0, unexpected(err)
+			}
+			t.remain -= tarBlock
+			e.stored -= tarBlock
+			buf = append(buf, b[:]...)
+		}
+	}
+	wrap := func(err error) error {
+		var le *LimitError
+		if errors.As(err, &le) || errors.Is(err, ErrInvalidArchive) {
+			return err
+		}
+		return invalidf("sparse map: %v", err)
+	}
+	count, err := number()
+	if err != nil {
+		return nil, wrap(err)
+	}
+	if count < 0 || count > t.limits.Header/4 { // "0\n0\n"
+		return nil, &LimitError{Limit: "Header", Max: t.limits.Header}
+	}
+	segs := make([]tarSegment, 0, min(count, 1024))
+	for range count {
+		off, err := number()
+		if err != nil {
+			return nil, wrap(err)
+		}
+		n, err := number()
+		if err != nil {
+			return nil, wrap(err)
+		}
+		segs = append(segs, tarSegment{off, n})
+	}
+	return segs, nil
+}
+
+func parseSparseList(s string) ([]tarSegment, error) {
+	segs := []tarSegment{}
+	if s == "" {
+		return segs, nil
+	}
+	for s != "" {
+		var a, b string
+		var ok bool
+		if a, s, ok = strings.Cut(s, ","); !ok {
+			return nil, errors.New("odd number of values")
+		}
+		b, s, _ = strings.Cut(s, ",")
+		off, err1 := parseDecimal(a)
+		n, err2 := parseDecimal(b)
+		if err := errors.Join(err1, err2); err != nil {
+			return nil, err
+		}
+		segs = append(segs, tarSegment{off, n})
+	}
+	return segs, nil
+}
+
+// parsePAX reads records "LENGTH KEY=VALUE\n" into m. The keys of sparse format 0.0 repeat and go to segs.
+func parsePAX(s string, m map[string]string, segs []tarSegment) ([]tarSegment, error) {
+	bad := invalidf("PAX record")
+	pendingOff := int64(-1)
+	for s != "" {
+		sp := strings.IndexByte(s, ' ')
+		if sp <= 0 || sp > 9 {
+			return nil, bad
+		}
+		n, err := strconv.ParseUint(s[:sp], 10, 31)
+		if err != nil || int(n) <= sp+1 || int(n) > len(s) || s[n-1] != '\n' {
+			return nil, bad
+		}
+		rec := s[sp+1 : n-1]
+		s = s[n:]
+		k, v, ok := strings.Cut(rec, "=")
+		if !ok || k == "" || strings.IndexByte(k, 0) >= 0 {
+			return nil, bad
+		}
+		switch k {
+		case "GNU.sparse.offset":
+			off, err := parseDecimal(v)
+			if err != nil || pendingOff >= 0 {
+				return nil, bad
+			}
+			pendingOff = off
+		case "GNU.sparse.numbytes":
+			n, err := parseDecimal(v)
+			if err != nil || pendingOff < 0 {
+				return nil, bad
+			}
+			segs = append(segs, tarSegment{pendingOff, n})
+			pendingOff = -1
+		default:
+			if v == "" {
+				delete(m, k) // POSIX: an empty value takes back an earlier record
+				if strings.HasPrefix(k, "SCHILY.xattr.") {
+					m[k] = v
+				}
+				continue
+			}
+			m[k] = v
+		}
+	}
+	if pendingOff >= 0 {
+		return nil, bad
+	}
+	return segs, nil
+}
+
+func parseDecimal(s string) (int64, error) {
+	n, err := strconv.ParseInt(s, 10, 64)
+	if err != nil {
+		return 0, err
+	}
+	if n < 0 {
+		return 0, errors.New("negative number")
+	}
+	return n, nil
+}
+
+// parsePAXTime reads "-12.345": seconds with a fraction, of which nine digits count.
+func parsePAXTime(s string) (time.Time, error) {
+	whole, frac, _ := strings.Cut(s, ".")
+	sec, err := strconv.ParseInt(whole, 10, 64)
+	if err != nil {
+		return time.Time{}, err
+	}
+	var ns int64
+	if frac != "" {
+		if len(frac) > 9 {
+			for _, c := range frac[9:] {
+				if c < '0' || c > '9' {
+					return time.Time{}, errors.New("fraction of a second")
+				}
+			}
+			frac = frac[:9]
+		}
+		u, err := strconv.ParseUint(frac, 10, 64)
+		if err != nil {
+			return time.Time{}, err
+		}
+		ns = int64(u)
+		for range 9 - len(frac) {
+			ns *= 10
+		}
+	}
+	if strings.HasPrefix(whole, "-") {
+		ns = -ns
+	}
+	return time.Unix(sec, ns), nil
+}
+
+// parseNumber reads a numeric field: octal text, or base 256 with the first bit set.
+func parseNumber(b []byte) (int64, error) {
+	if len(b) > 0 && b[0]&0x80 != 0 {
+		var inv byte // two's complement: negative numbers are inverted
+		if b[0]&0x40 != 0 {
+			inv = 0xff
+		}
+		var x uint64
+		for i, c := range b {
+			c ^= inv
+			if i == 0 {
+				c &= 0x7f
+			}
+			if x>>56 > 0 {
+				return 0, errors.New("number out of range")
+			}
+			x = x<<8 | uint64(c)
+		}
+		if x>>63 > 0 {
+			return 0, errors.New("number out of range")
+		}
+		if inv == 0xff {
+			return ^int64(x), nil
+		}
+		return int64(x), nil
+	}
+	start := 0
+	for start < len(b) && (b[start] == ' ' || b[start] == 0) {
+		start++
+	}
+	var n int64
+	for i := start; i < len(b); i++ {
+		c := b[i]
+		if c == 0 || c == ' ' {
+			break
+		}
+		if c < '0' || c > '7' || n > math.MaxInt64>>3 {
+			return 0, errors.New("number is not octal")
+		}
+		n = n<<3 | int64(c-'0')
+	}
+	return n, nil
+}
+
+func checkSum(b *[tarBlock]byte) error {
+	want, err := parseNumber(b[148:156])
+	if err != nil {
+		return invalidf("checksum of a header")
+	}
+	var unsigned, signed int64
+	for i, c := range b {
+		if i >= 148 && i < 156 {
+			c = ' '
+		}
+		unsigned += int64(c)
+		signed += int64(int8(c)) // as some old writers computed it
+	}
+	if want != unsigned && want != signed {
+		return invalidf("checksum of a header")
+	}
+	return nil
+}
+
+func cString(b []byte) string {
+	if i := bytes.IndexByte(b, 0); i >= 0 {
+		b = b[:i]
+	}
+	return string(b)
+}

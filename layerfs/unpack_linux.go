@@ -1,0 +1,467 @@
+package layerfs
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+	"sync"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/identity"
+	"golang.org/x/sys/unix"
+)
+
+// layerRecord is layers/KEY/layer.json, beside the files in layers/KEY/fs.
+type layerRecord struct {
+	Version int `json:"version"`
+	Layer
+	// Parents are the keys of the layers below that this one was applied against, lowest first; empty where it is
+	// independent.
+	Parents []string `json:"parents,omitempty"`
+	// Root says what the archive has for the root directory; nil where it says nothing.
+	Root *RootAttr `json:"root,omitempty"`
+	// Bytes of file content, and entries of the archive.
+	Bytes   int64 `json:"bytes"`
+	Entries int64 `json:"entries"`
+}
+
+func layerKey(prefix string, d digest.Digest) string { return prefix + d.Encoded() }
+
+// chainOf returns the chainID of a layer upon its parents.
+func chainOf(parents []Layer, diffID digest.Digest) digest.Digest {
+	ids := make([]digest.Digest, 0, len(parents)+1)
+	for _, p := range parents {
+		ids = append(ids, p.DiffID)
+	}
+	return identity.ChainID(append(ids, diffID))
+}
+
+// findLayer looks for an unpacked layer.
+func (s *Store) findLayer(diffID, chainID digest.Digest) (Layer, bool) {
+	for _, key := range []string{layerKey("d-", diffID), layerKey("c-", chainID)} {
+		if unix.Faccessat(s.layersFD, key, unix.F_OK, 0) == nil {
+			return Layer{DiffID: diffID, ChainID: chainID, Key: key}, true
+		}
+	}
+	return Layer{}, false
+}
+
+// Layers returns the layers of an image, whose config lists diffIDs, where all are unpacked; otherwise the error is
+// fs.ErrNotExist.
+func (s *Store) Layers(diffIDs []digest.Digest) ([]Layer, error) {
+	if err := s.enter(); err != nil {
+		return nil, err
+	}
+	defer s.use.RUnlock()
+	layers := make([]Layer, 0, len(diffIDs))
+	for _, d := range diffIDs {
+		if _, err := blobName(d); err != nil {
+			return nil, fmt.Errorf("layerfs: find layers: %w", err)
+		}
+		l, ok := s.findLayer(d, nextChain(layers, d))
+		if !ok {
+			return nil, fmt.Errorf("layerfs: layer %s is not unpacked: %w", d, fs.ErrNotExist)
+		}
+		layers = append(layers, l)
+	}
+	return layers, nil
+}
+
+func nextChain(below []Layer, d digest.Digest) digest.Digest {
+	if len(below) == 0 {
+		return d
+	}
+	return digest.FromString(string(below[len(below)-1].ChainID) + " " + string(d))
+}
+
+// LayerKeys returns the keys of all unpacked layers, in no order.
+func (s *Store) LayerKeys() ([]string, error) {
+	if err := s.enter(); err != nil {
+		return nil, err
+	}
+	defer s.use.RUnlock()
+	names, err := readNames(s.layersFD)
+	if err != nil {
+		return nil, fmt.Errorf("layerfs: list layers: %w", err)
+	}
+	return names, nil
+}
+
+// RemoveLayer removes an unpacked layer by key. It does not look for users of the layer: the caller knows which images
+// and containers there are. A missing one is fs.ErrNotExist.
+func (s *Store) RemoveLayer(ctx context.Context, key string) error {
+	if err := s.enter(); err != nil {
+		return err
+	}
+	defer s.use.RUnlock()
+	if !validKey(key) {
+		return fmt.Errorf("layerfs: remove layer %q: %w", key, fs.ErrInvalid)
+	}
+	t, err := s.newTemp()
+	if err != nil {
+		return fmt.Errorf("layerfs: remove layer %s: %w", key, err)
+	}
+	defer t.remove()
+	if err := unix.Renameat(s.layersFD, key, t.fd, "layer"); err != nil {
+		return fmt.Errorf("layerfs: remove layer %s: %w", key, err)
+	}
+	return nil
+}
+
+func validKey(key string) bool {
+	if len(key) != 66 || key[0] != 'd' && key[0] != 'c' || key[1] != '-' {
+		return false
+	}
+	return digest.NewDigestFromEncoded(digest.SHA256, key[2:]).Validate() == nil
+}
+
+func (s *Store) readLayer(key string) (layerRecord, error) {
+	var rec layerRecord
+	data, err := readFileAt(s.layersFD, key+"/layer.json", 1<<20)
+	if err != nil {
+		return rec, err
+	}
+	if err := json.Unmarshal(data, &rec); err != nil {
+		return rec, fmt.Errorf("layer %s: %w: %w", key, ErrCorrupt, err)
+	}
+	if rec.Version != formatVersion || rec.Key != key {
+		return rec, fmt.Errorf("layer %s: %w: record of %s, version %d", key, ErrCorrupt, rec.Key, rec.Version)
+	}
+	return rec, nil
+}
+
+// Unpack makes a layer, or finds it. In one pass the blob is fetched into the store, verified, decompressed, verified
+// against the diffID and applied. Callers that want the same layer at the same time, in this process or another, get one
+// piece of work between them. The layer is durable when Unpack returns.
+func (s *Store) Unpack(ctx context.Context, spec LayerSpec) (Layer, error) {
+	if err := s.enter(); err != nil {
+		return Layer{}, err
+	}
+	defer s.use.RUnlock()
+	l, err := s.unpack(ctx, &spec, chainOf(spec.Parents, spec.DiffID), func(context.Context) ([]Layer, error) { return spec.Parents, nil })
+	if err != nil {
+		return Layer{}, fmt.Errorf("layerfs: unpack layer %s: %w", spec.DiffID, err)
+	}
+	return l, nil
+}
+
+// UnpackAll makes all layers of an image, lowest first in specs, several at once; Parents of the specs are not looked
+// at. A layer that turns out to need those below it waits for them, while its download goes on. The first error ends
+// all; layers that were complete by then stay.
+func (s *Store) UnpackAll(ctx context.Context, specs []LayerSpec, opts *UnpackOptions) ([]Layer, error) {
+	if err := s.enter(); err != nil {
+		return nil, err
+	}
+	defer s.use.RUnlock()
+	parallel := 3
+	if opts != nil && opts.Parallelism > 0 {
+		parallel = opts.Parallelism
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	layers := make([]Layer, len(specs))
+	chains := make([]digest.Digest, len(specs))
+	done := make([]chan struct{}, len(specs))
+	for i := range specs {
+		done[i] = make(chan struct{})
+		chains[i] = specs[i].DiffID
+		if i > 0 {
+			chains[i] = digest.FromString(string(chains[i-1]) + " " + string(specs[i].DiffID))
+		}
+	}
+	parents := func(i int) func(context.Context) ([]Layer, error) {
+		return func(ctx context.Context) ([]Layer, error) {
+			for _, d := range done[:i] {
+				select {
+				case <-d:
+				case <-ctx.Done():
+					return nil, context.Cause(ctx)
+				}
+			}
+			return layers[:i], nil
+		}
+	}
+	slots := make(chan struct{}, parallel)
+	var wg sync.WaitGroup
+	// Slots are taken lowest first: whatever a layer waits for has one already, so it cannot wait for ever.
+	for i := range specs {
+		select {
+		case slots <- struct{}{}:
+		case <-ctx.Done():
+		}
+		if ctx.Err() != nil {
+			break
+		}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			l, err := s.unpack(ctx, &specs[i], chains[i], parents(i))
+			if err != nil {
+				cancel(fmt.Errorf("layerfs: unpack layer %d of %d, %s: %w", i+1, len(specs), specs[i].DiffID, err))
+				return
+			}
+			layers[i] = l
+			close(done[i])
+		})
+	}
+	wg.Wait()
+	if err := context.Cause(ctx); err != nil {
+		return nil, err
+	}
+	return layers, nil
+}
+
+// unpack holds the locks: that of the chain while anything happens, that of the diffID until the layer turns out to
+// depend on its parents. Waiting for parents under a diffID lock could deadlock: an image may have as its base what
+// another has on top.
+func (s *Store) unpack(ctx context.Context, spec *LayerSpec, chainID digest.Digest, parents func(context.Context) ([]Layer, error)) (Layer, error) {
+	if _, err := blobName(spec.DiffID); err != nil {
+		return Layer{}, err
+	}
+	if _, err := blobName(spec.Descriptor.Digest); err != nil {
+		return Layer{}, err
+	}
+	if spec.Descriptor.Size < 0 {
+		return Layer{}, fmt.Errorf("size %d: %w", spec.Descriptor.Size, fs.ErrInvalid)
+	}
+	if err := checkMediaType(spec.Descriptor.MediaType); err != nil {
+		return Layer{}, err
+	}
+	finished := func(l Layer) (Layer, error) {
+		if spec.Progress != nil {
+			spec.Progress(spec.Descriptor.Size)
+		}
+		return l, nil
+	}
+	if l, ok := s.findLayer(spec.DiffID, chainID); ok {
+		return finished(l)
+	}
+	chainLock, err := lockFile(ctx, s.locksFD, layerKey("c-", chainID), false)
+	if err != nil {
+		return Layer{}, err
+	}
+	defer chainLock.release()
+	diffLock, err := lockFile(ctx, s.locksFD, layerKey("d-", spec.DiffID), false)
+	if err != nil {
+		return Layer{}, err
+	}
+	defer diffLock.release()
+	if l, ok := s.findLayer(spec.DiffID, chainID); ok {
+		return finished(l)
+	}
+	u := &unpacking{s: s, spec: spec, chainID: chainID, parents: parents, diffLock: diffLock}
+	l, stored, err := u.run(ctx)
+	if err != nil && stored && errors.Is(err, ErrCorrupt) && spec.Open != nil && ctx.Err() == nil {
+		// The blob has rotted since it was stored. A descriptor that lies would fail in the same way the second time.
+		s.log.Warn("a stored blob is damaged and fetched again", "digest", spec.Descriptor.Digest, "error", err)
+		_ = unix.Unlinkat(s.blobsFD, spec.Descriptor.Digest.Encoded(), 0)
+		l, _, err = u.run(ctx)
+	}
+	if err != nil {
+		return Layer{}, err
+	}
+	return finished(l)
+}
+
+// checkMediaType refuses what is known not to be an archive of files; compression is recognised by content.
+func checkMediaType(mt string) error {
+	if strings.Contains(mt, "encrypted") || strings.HasSuffix(mt, "+json") || strings.HasSuffix(mt, "+xz") || strings.HasSuffix(mt, "+bzip2") {
+		return fmt.Errorf("layer of media type %s: %w", mt, errors.ErrUnsupported)
+	}
+	return nil
+}
+
+type unpacking struct {
+	s        *Store
+	spec     *LayerSpec
+	chainID  digest.Digest
+	parents  func(context.Context) ([]Layer, error)
+	diffLock *fileLock
+
+	below []Layer // after lowers
+}
+
+// run makes the layer in a temporary directory and shows it. stored says that the blob came from the store.
+func (u *unpacking) run(ctx context.Context) (l Layer, stored bool, err error) {
+	s := u.s
+	t, err := s.newTemp()
+	if err != nil {
+		return Layer{}, false, err
+	}
+	defer t.remove()
+	for _, d := range []string{"layer", "layer/fs"} {
+		if err := unix.Mkdirat(t.fd, d, 0o700); err != nil {
+			return Layer{}, false, fmt.Errorf("mkdir %s: %w", d, err)
+		}
+	}
+	root, err := openBeneath(t.fd, "layer/fs", unix.O_PATH|unix.O_DIRECTORY)
+	if err != nil {
+		return Layer{}, false, err
+	}
+	defer unix.Close(root)
+
+	blob, err := s.openBlob(u.spec.Descriptor.Digest)
+	stored = err == nil
+	if errors.Is(err, fs.ErrNotExist) {
+		if u.spec.Open == nil {
+			return Layer{}, false, err
+		}
+		blob, err = createFile(t.fd, "blob")
+	}
+	if err != nil {
+		return Layer{}, false, err
+	}
+	defer blob.Close()
+	a, err := u.pipeline(ctx, blob, stored, root)
+	if err != nil {
+		return Layer{}, stored, err
+	}
+	l, err = u.commit(t, a, stored)
+	return l, stored, err
+}
+
+// pipeline runs the four goroutines and returns when all have ended.
+func (u *unpacking) pipeline(ctx context.Context, blob *os.File, stored bool, root int) (*applier, error) {
+	s := u.s
+	parent := ctx
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	w := newFollower(blob)
+	stop := context.AfterFunc(ctx, func() { w.finish(context.Cause(ctx)) })
+	defer stop()
+
+	var wg sync.WaitGroup
+	fetchErr := make(chan error, 1)
+	if stored {
+		// What was verified when it was stored is not hashed again: the diffID is, which says more.
+		st, err := blob.Stat()
+		if err != nil {
+			return nil, err
+		}
+		if st.Size() != u.spec.Descriptor.Size {
+			return nil, fmt.Errorf("stored blob %s has %d bytes instead of %d: %w", u.spec.Descriptor.Digest, st.Size(), u.spec.Descriptor.Size, ErrCorrupt)
+		}
+		w.add(int(st.Size()))
+		w.finish(nil)
+		fetchErr <- nil
+	} else {
+		rc, err := u.spec.Open(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("open blob %s: %w", u.spec.Descriptor.Digest, err)
+		}
+		var closeOnce sync.Once
+		closeSource := func() { closeOnce.Do(func() { _ = rc.Close() }) }
+		// A Read that hangs ends when its source is closed.
+		stopClose := context.AfterFunc(ctx, closeSource)
+		wg.Go(func() {
+			defer closeSource()
+			defer stopClose()
+			err := fetch(ctx, rc, w, newVerifier(u.spec.Descriptor), u.spec.Progress)
+			fetchErr <- err
+		})
+	}
+	c := newChunks()
+	wg.Go(func() { c.decompress(ctx, w, &s.limits) })
+	var diff string
+	wg.Go(func() { diff = c.hash() })
+
+	a := newApplier(root, c, &s.limits, s.userXattrs, s.log)
+	a.lowers = func() (*lowerView, error) { return u.lowers(ctx) }
+	var applyErr error
+	onOwnThread(func() { applyErr = a.run(ctx) })
+	if a.view != nil {
+		defer a.view.close()
+	}
+	if applyErr == nil {
+		applyErr = c.drain()
+	}
+	if applyErr != nil && (errors.Is(applyErr, ErrInvalidArchive) || errors.Is(applyErr, ErrCorrupt)) {
+		// Rubbish: whether it is what the digest promised decides whose fault it is, and whether to fetch it again.
+		if err := <-fetchErr; err != nil {
+			applyErr = err
+		}
+		fetchErr <- nil
+	}
+	cancel(applyErr)
+	if applyErr == nil {
+		stop()
+	}
+	wg.Wait()
+	switch err := <-fetchErr; {
+	case parent.Err() != nil:
+		return nil, context.Cause(parent)
+	case applyErr != nil:
+		if stored && errors.Is(applyErr, ErrInvalidArchive) && "sha256:"+diff != string(u.spec.DiffID) {
+			return nil, fmt.Errorf("%w: %w", ErrCorrupt, applyErr)
+		}
+		return nil, applyErr
+	case err != nil:
+		return nil, err
+	}
+	if "sha256:"+diff != string(u.spec.DiffID) {
+		return nil, fmt.Errorf("the archive has the diffID sha256:%s: %w", diff, ErrCorrupt)
+	}
+	return a, nil
+}
+
+// lowers waits for the layers below, when the archive turns out to need them.
+func (u *unpacking) lowers(ctx context.Context) (*lowerView, error) {
+	u.diffLock.release()
+	below, err := u.parents(ctx)
+	if err != nil {
+		return nil, err
+	}
+	u.below = below
+	v := &lowerView{userXattrs: u.s.userXattrs}
+	for i := len(below) - 1; i >= 0; i-- {
+		fd, err := openBeneath(u.s.layersFD, below[i].Key+"/fs", unix.O_PATH|unix.O_DIRECTORY)
+		if err != nil {
+			v.close()
+			return nil, fmt.Errorf("open parent layer %s: %w", below[i].Key, err)
+		}
+		v.fds = append(v.fds, fd)
+	}
+	return v, nil
+}
+
+// commit syncs once and renames.
+func (u *unpacking) commit(t *tempDir, a *applier, stored bool) (Layer, error) {
+	s := u.s
+	rec := layerRecord{Version: formatVersion, Bytes: a.written, Entries: a.tr.entries,
+		Layer: Layer{DiffID: u.spec.DiffID, ChainID: u.chainID, Key: layerKey("d-", u.spec.DiffID)}}
+	if a.dependent() {
+		rec.Key = layerKey("c-", u.chainID)
+		for _, p := range u.below {
+			rec.Parents = append(rec.Parents, p.Key)
+		}
+	}
+	if a.tree.explicit {
+		rec.Root = &RootAttr{Mode: a.tree.mode, UID: a.tree.uid, GID: a.tree.gid}
+	}
+	data, err := json.Marshal(rec)
+	if err != nil {
+		return Layer{}, err
+	}
+	if err := writeFileAt(t.fd, "layer/layer.json", data, false); err != nil {
+		return Layer{}, err
+	}
+	if err := unix.Syncfs(s.rootFD); err != nil {
+		return Layer{}, fmt.Errorf("sync: %w", err)
+	}
+	if !stored {
+		if err := unix.Renameat(t.fd, "blob", s.blobsFD, u.spec.Descriptor.Digest.Encoded()); err != nil {
+			return Layer{}, fmt.Errorf("store blob: %w", err)
+		}
+	}
+	err = unix.Renameat(t.fd, "layer", s.layersFD, rec.Key)
+	if err == unix.EEXIST || err == unix.ENOTEMPTY {
+		err = nil // another chain with the same independent part was faster
+	}
+	if err != nil {
+		return Layer{}, fmt.Errorf("store layer: %w", err)
+	}
+	return rec.Layer, nil
+}
