@@ -74,8 +74,8 @@ type compiler struct {
 	root        Slot // the container's root, as a mount
 	dev         Slot // the container's /dev, if the plan mounts it
 	caps        capabilities
-	filter      []byte // struct sock_filter of the seccomp profile
-	cwdAgain    Slot   // whether the working directory is to be entered as the user
+	filter      *filter // the seccomp profile, compiled
+	cwdAgain    Slot    // whether the working directory is to be entered as the user
 	haveProc    bool
 	devEmpty    bool // nothing but our own is in dev
 	devices     []device

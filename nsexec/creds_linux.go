@@ -1,16 +1,10 @@
 package nsexec
 
 import (
-	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
 )
-
-// capabilityBit is the capability of the name as a bit of a set, or 0.
-func capabilityBit(name string) uint64 {
-	return 1 << (slices.Index(capabilityNames[:], name) & 63) &^ (1 << 63)
-}
 
 // capabilities are the five sets.
 type capabilities struct{ bounding, effective, permitted, inheritable, ambient uint64 }

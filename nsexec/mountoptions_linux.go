@@ -29,54 +29,102 @@ type mount struct {
 // attribute is an option that sets or clears attributes of a mount.
 type attribute struct{ set, clear uint64 }
 
-// mountAttributes are the options that become attributes of a mount. With an r in front they are recursive
-// (config.md, "Linux mount options"), except for the last six lines, where the specification knows no other names.
-var mountAttributes = map[string]attribute{
-	"ro":            {set: unix.MOUNT_ATTR_RDONLY},
-	"rw":            {clear: unix.MOUNT_ATTR_RDONLY},
-	"nosuid":        {set: unix.MOUNT_ATTR_NOSUID},
-	"suid":          {clear: unix.MOUNT_ATTR_NOSUID},
-	"nodev":         {set: unix.MOUNT_ATTR_NODEV},
-	"dev":           {clear: unix.MOUNT_ATTR_NODEV},
-	"noexec":        {set: unix.MOUNT_ATTR_NOEXEC},
-	"exec":          {clear: unix.MOUNT_ATTR_NOEXEC},
-	"nodiratime":    {set: unix.MOUNT_ATTR_NODIRATIME},
-	"diratime":      {clear: unix.MOUNT_ATTR_NODIRATIME},
-	"nosymfollow":   {set: unix.MOUNT_ATTR_NOSYMFOLLOW},
-	"symfollow":     {clear: unix.MOUNT_ATTR_NOSYMFOLLOW},
-	"noatime":       {set: unix.MOUNT_ATTR_NOATIME, clear: unix.MOUNT_ATTR__ATIME},
-	"atime":         {clear: unix.MOUNT_ATTR__ATIME},
-	"relatime":      {set: unix.MOUNT_ATTR_RELATIME, clear: unix.MOUNT_ATTR__ATIME},
-	"norelatime":    {clear: unix.MOUNT_ATTR__ATIME},
-	"strictatime":   {set: unix.MOUNT_ATTR_STRICTATIME, clear: unix.MOUNT_ATTR__ATIME},
-	"nostrictatime": {clear: unix.MOUNT_ATTR__ATIME},
+// mountAttribute knows the options that become attributes of a mount. With an r in front they are recursive
+// (config.md, "Linux mount options").
+func mountAttribute(option string) (a attribute, ok bool) {
+	switch option {
+	case "ro":
+		return attribute{set: unix.MOUNT_ATTR_RDONLY}, true
+	case "rw":
+		return attribute{clear: unix.MOUNT_ATTR_RDONLY}, true
+	case "nosuid":
+		return attribute{set: unix.MOUNT_ATTR_NOSUID}, true
+	case "suid":
+		return attribute{clear: unix.MOUNT_ATTR_NOSUID}, true
+	case "nodev":
+		return attribute{set: unix.MOUNT_ATTR_NODEV}, true
+	case "dev":
+		return attribute{clear: unix.MOUNT_ATTR_NODEV}, true
+	case "noexec":
+		return attribute{set: unix.MOUNT_ATTR_NOEXEC}, true
+	case "exec":
+		return attribute{clear: unix.MOUNT_ATTR_NOEXEC}, true
+	case "nodiratime":
+		return attribute{set: unix.MOUNT_ATTR_NODIRATIME}, true
+	case "diratime":
+		return attribute{clear: unix.MOUNT_ATTR_NODIRATIME}, true
+	case "nosymfollow":
+		return attribute{set: unix.MOUNT_ATTR_NOSYMFOLLOW}, true
+	case "symfollow":
+		return attribute{clear: unix.MOUNT_ATTR_NOSYMFOLLOW}, true
+	case "noatime":
+		return attribute{set: unix.MOUNT_ATTR_NOATIME, clear: unix.MOUNT_ATTR__ATIME}, true
+	case "atime":
+		return attribute{clear: unix.MOUNT_ATTR__ATIME}, true
+	case "relatime":
+		return attribute{set: unix.MOUNT_ATTR_RELATIME, clear: unix.MOUNT_ATTR__ATIME}, true
+	case "norelatime":
+		return attribute{clear: unix.MOUNT_ATTR__ATIME}, true
+	case "strictatime":
+		return attribute{set: unix.MOUNT_ATTR_STRICTATIME, clear: unix.MOUNT_ATTR__ATIME}, true
+	case "nostrictatime":
+		return attribute{clear: unix.MOUNT_ATTR__ATIME}, true
+	}
+	return a, false
 }
 
-// superFlags are the options that belong to the filesystem rather than to the mount.
-var superFlags = map[string]attribute{
-	"sync":       {set: unix.MS_SYNCHRONOUS},
-	"async":      {clear: unix.MS_SYNCHRONOUS},
-	"dirsync":    {set: unix.MS_DIRSYNC},
-	"lazytime":   {set: unix.MS_LAZYTIME},
-	"nolazytime": {clear: unix.MS_LAZYTIME},
-	"mand":       {set: unix.MS_MANDLOCK},
-	"nomand":     {clear: unix.MS_MANDLOCK},
-	"iversion":   {set: unix.MS_I_VERSION},
-	"noiversion": {clear: unix.MS_I_VERSION},
-	"silent":     {set: unix.MS_SILENT},
-	"loud":       {clear: unix.MS_SILENT},
-	"defaults":   {},
+// superFlag knows the options that belong to the filesystem rather than to the mount.
+func superFlag(option string) (a attribute, ok bool) {
+	switch option {
+	case "sync":
+		return attribute{set: unix.MS_SYNCHRONOUS}, true
+	case "async":
+		return attribute{clear: unix.MS_SYNCHRONOUS}, true
+	case "dirsync":
+		return attribute{set: unix.MS_DIRSYNC}, true
+	case "lazytime":
+		return attribute{set: unix.MS_LAZYTIME}, true
+	case "nolazytime":
+		return attribute{clear: unix.MS_LAZYTIME}, true
+	case "mand":
+		return attribute{set: unix.MS_MANDLOCK}, true
+	case "nomand":
+		return attribute{clear: unix.MS_MANDLOCK}, true
+	case "iversion":
+		return attribute{set: unix.MS_I_VERSION}, true
+	case "noiversion":
+		return attribute{clear: unix.MS_I_VERSION}, true
+	case "silent":
+		return attribute{set: unix.MS_SILENT}, true
+	case "loud":
+		return attribute{clear: unix.MS_SILENT}, true
+	case "defaults":
+		return attribute{}, true
+	}
+	return a, false
 }
 
-var propagations = map[string]uint64{
-	"private":     unix.MS_PRIVATE,
-	"rprivate":    unix.MS_PRIVATE | unix.MS_REC,
-	"slave":       unix.MS_SLAVE,
-	"rslave":      unix.MS_SLAVE | unix.MS_REC,
-	"shared":      unix.MS_SHARED,
-	"rshared":     unix.MS_SHARED | unix.MS_REC,
-	"unbindable":  unix.MS_UNBINDABLE,
-	"runbindable": unix.MS_UNBINDABLE | unix.MS_REC,
+// propagation is the flag of mount(2) for a propagation option, or 0.
+func propagation(option string) uint64 {
+	switch option {
+	case "private":
+		return unix.MS_PRIVATE
+	case "rprivate":
+		return unix.MS_PRIVATE | unix.MS_REC
+	case "slave":
+		return unix.MS_SLAVE
+	case "rslave":
+		return unix.MS_SLAVE | unix.MS_REC
+	case "shared":
+		return unix.MS_SHARED
+	case "rshared":
+		return unix.MS_SHARED | unix.MS_REC
+	case "unbindable":
+		return unix.MS_UNBINDABLE
+	case "runbindable":
+		return unix.MS_UNBINDABLE | unix.MS_REC
+	}
+	return 0
 }
 
 // checkMounts understands the mounts of the spec.
@@ -134,21 +182,21 @@ func (c *compiler) checkMount(i int) {
 }
 
 func (c *compiler) mountOption(m *mount, field, o string) {
-	if a, ok := mountAttributes[o]; ok {
+	if a, ok := mountAttribute(o); ok {
 		m.set, m.clear = m.set&^a.clear|a.set, m.clear&^a.set|a.clear
 		return
 	}
 	if len(o) > 1 && o[0] == 'r' {
-		if a, ok := mountAttributes[o[1:]]; ok {
+		if a, ok := mountAttribute(o[1:]); ok {
 			m.setAll, m.clearAll = m.setAll&^a.clear|a.set, m.clearAll&^a.set|a.clear
 			return
 		}
 	}
-	if a, ok := superFlags[o]; ok {
+	if a, ok := superFlag(o); ok {
 		m.super = m.super&^a.clear | a.set
 		return
 	}
-	if p, ok := propagations[o]; ok {
+	if p := propagation(o); p != 0 {
 		m.propagation = append(m.propagation, p)
 		return
 	}

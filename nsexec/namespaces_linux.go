@@ -23,15 +23,27 @@ type joinedNamespace struct {
 	fd   Arg
 }
 
-var namespaceFlags = map[specs.LinuxNamespaceType]uint64{
-	specs.PIDNamespace:     unix.CLONE_NEWPID,
-	specs.NetworkNamespace: unix.CLONE_NEWNET,
-	specs.MountNamespace:   unix.CLONE_NEWNS,
-	specs.IPCNamespace:     unix.CLONE_NEWIPC,
-	specs.UTSNamespace:     unix.CLONE_NEWUTS,
-	specs.UserNamespace:    unix.CLONE_NEWUSER,
-	specs.CgroupNamespace:  unix.CLONE_NEWCGROUP,
-	specs.TimeNamespace:    unix.CLONE_NEWTIME,
+// namespaceFlag is the flag of clone3 and setns for a type of namespace, or 0.
+func namespaceFlag(t specs.LinuxNamespaceType) uint64 {
+	switch t {
+	case specs.PIDNamespace:
+		return unix.CLONE_NEWPID
+	case specs.NetworkNamespace:
+		return unix.CLONE_NEWNET
+	case specs.MountNamespace:
+		return unix.CLONE_NEWNS
+	case specs.IPCNamespace:
+		return unix.CLONE_NEWIPC
+	case specs.UTSNamespace:
+		return unix.CLONE_NEWUTS
+	case specs.UserNamespace:
+		return unix.CLONE_NEWUSER
+	case specs.CgroupNamespace:
+		return unix.CLONE_NEWCGROUP
+	case specs.TimeNamespace:
+		return unix.CLONE_NEWTIME
+	}
+	return 0
 }
 
 // has says whether the container has a namespace of its own or a joined one of the kind.
@@ -42,9 +54,9 @@ func (c *compiler) checkNamespaces() {
 	n := &c.namespaces
 	for i, ns := range l.Namespaces {
 		field := index("linux.namespaces", i)
-		flag, ok := namespaceFlags[ns.Type]
+		flag := namespaceFlag(ns.Type)
 		switch {
-		case !ok:
+		case flag == 0:
 			c.unsupported(field+".type", "namespace type "+strconv.Quote(string(ns.Type)))
 			return
 		case n.has(flag):

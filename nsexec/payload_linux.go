@@ -126,12 +126,14 @@ func (c *compiler) writeProc(label, file, value string) {
 	c.Syscall(label, unix.SYS_WRITE, fd.Value(), c.String(value), Int(len(value)))
 }
 
-// namespacedSysctls are those of kernel.* that belong to the ipc namespace; net.* belongs to the network namespace, and
-// fs.mqueue.* to the ipc namespace. All others are the host's.
-var namespacedSysctls = map[string]bool{
-	"kernel.msgmax": true, "kernel.msgmnb": true, "kernel.msgmni": true, "kernel.sem": true, "kernel.shmall": true,
-	"kernel.shmmax": true, "kernel.shmmni": true, "kernel.shm_rmid_forced": true,
-	"kernel.msg_next_id": true, "kernel.sem_next_id": true, "kernel.shm_next_id": true, "kernel.auto_msgmni": true,
+// namespacedSysctl knows the settings that belong to the ipc namespace.
+func namespacedSysctl(name string) bool {
+	switch name {
+	case "kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem", "kernel.shmall", "kernel.shmmax", "kernel.shmmni",
+		"kernel.shm_rmid_forced", "kernel.msg_next_id", "kernel.sem_next_id", "kernel.shm_next_id", "kernel.auto_msgmni":
+		return true
+	}
+	return strings.HasPrefix(name, "fs.mqueue.")
 }
 
 func (c *compiler) checkSysctl() {
@@ -146,7 +148,7 @@ func (c *compiler) checkSysctl() {
 		switch {
 		case !validSysctl(key):
 			c.invalid(field, "not a name of letters, digits, -, _ and single dots or slashes")
-		case namespacedSysctls[name], strings.HasPrefix(name, "fs.mqueue."):
+		case namespacedSysctl(name):
 			if ok = c.namespaces.has(unix.CLONE_NEWIPC); !ok {
 				missing = "ipc"
 			}

@@ -12,26 +12,25 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-var rlimits = map[string]int{
-	"RLIMIT_CPU": unix.RLIMIT_CPU, "RLIMIT_FSIZE": unix.RLIMIT_FSIZE, "RLIMIT_DATA": unix.RLIMIT_DATA,
-	"RLIMIT_STACK": unix.RLIMIT_STACK, "RLIMIT_CORE": unix.RLIMIT_CORE, "RLIMIT_RSS": unix.RLIMIT_RSS,
-	"RLIMIT_NPROC": unix.RLIMIT_NPROC, "RLIMIT_NOFILE": unix.RLIMIT_NOFILE, "RLIMIT_MEMLOCK": unix.RLIMIT_MEMLOCK,
-	"RLIMIT_AS": unix.RLIMIT_AS, "RLIMIT_LOCKS": unix.RLIMIT_LOCKS, "RLIMIT_SIGPENDING": unix.RLIMIT_SIGPENDING,
-	"RLIMIT_MSGQUEUE": unix.RLIMIT_MSGQUEUE, "RLIMIT_NICE": unix.RLIMIT_NICE, "RLIMIT_RTPRIO": unix.RLIMIT_RTPRIO,
-	"RLIMIT_RTTIME": unix.RLIMIT_RTTIME,
+// rlimits by number; resource.h has the same ones on amd64 and arm64.
+var rlimits = [...]string{
+	"RLIMIT_CPU", "RLIMIT_FSIZE", "RLIMIT_DATA", "RLIMIT_STACK", "RLIMIT_CORE", "RLIMIT_RSS", "RLIMIT_NPROC", "RLIMIT_NOFILE",
+	"RLIMIT_MEMLOCK", "RLIMIT_AS", "RLIMIT_LOCKS", "RLIMIT_SIGPENDING", "RLIMIT_MSGQUEUE", "RLIMIT_NICE", "RLIMIT_RTPRIO",
+	"RLIMIT_RTTIME",
 }
 
-var schedulerPolicies = map[specs.LinuxSchedulerPolicy]uint32{
-	specs.SchedOther: 0, specs.SchedFIFO: 1, specs.SchedRR: 2, specs.SchedBatch: 3, specs.SchedISO: 4, specs.SchedIdle: 5,
-	specs.SchedDeadline: 6,
+// schedulerPolicies by number; linux/sched.h.
+var schedulerPolicies = [...]specs.LinuxSchedulerPolicy{
+	specs.SchedOther, specs.SchedFIFO, specs.SchedRR, specs.SchedBatch, specs.SchedISO, specs.SchedIdle, specs.SchedDeadline,
 }
 
-var schedulerFlags = map[specs.LinuxSchedulerFlag]uint64{
-	specs.SchedFlagResetOnFork: 0x01, specs.SchedFlagReclaim: 0x02, specs.SchedFlagDLOverrun: 0x04,
-	specs.SchedFlagKeepPolicy: 0x08, specs.SchedFlagKeepParams: 0x10,
+// schedulerFlags by bit; linux/sched.h.
+var schedulerFlags = [...]specs.LinuxSchedulerFlag{
+	specs.SchedFlagResetOnFork, specs.SchedFlagReclaim, specs.SchedFlagDLOverrun, specs.SchedFlagKeepPolicy, specs.SchedFlagKeepParams,
 }
 
-var ioClasses = map[specs.IOPriorityClass]int{specs.IOPRIO_CLASS_RT: 1, specs.IOPRIO_CLASS_BE: 2, specs.IOPRIO_CLASS_IDLE: 3}
+// ioClasses by number; ioprio_set(2).
+var ioClasses = [...]specs.IOPriorityClass{"", specs.IOPRIO_CLASS_RT, specs.IOPRIO_CLASS_BE, specs.IOPRIO_CLASS_IDLE}
 
 func (c *compiler) checkProcess() {
 	p := c.spec.Process
@@ -54,7 +53,7 @@ func (c *compiler) checkProcess() {
 	c.checkUser(&p.User)
 	for i, l := range p.Rlimits {
 		field := index("process.rlimits", i)
-		if _, ok := rlimits[l.Type]; !ok {
+		if !slices.Contains(rlimits[:], l.Type) {
 			c.invalid(field+".type", "unknown limit %q", l.Type)
 		}
 		if l.Soft > l.Hard {
@@ -70,17 +69,17 @@ func (c *compiler) checkProcess() {
 		c.invalid("process.oomScoreAdj", "%d is not within -1000 and 1000", *a)
 	}
 	if s := p.Scheduler; s != nil {
-		if _, ok := schedulerPolicies[s.Policy]; !ok {
+		if !slices.Contains(schedulerPolicies[:], s.Policy) {
 			c.invalid("process.scheduler.policy", "unknown policy %q", s.Policy)
 		}
 		for i, f := range s.Flags {
-			if _, ok := schedulerFlags[f]; !ok {
+			if !slices.Contains(schedulerFlags[:], f) {
 				c.unsupported(index("process.scheduler.flags", i), "scheduler flag "+strconv.Quote(string(f)))
 			}
 		}
 	}
 	if io := p.IOPriority; io != nil {
-		if _, ok := ioClasses[io.Class]; !ok {
+		if io.Class == "" || !slices.Contains(ioClasses[:], io.Class) {
 			c.invalid("process.ioPriority.class", "unknown class %q", io.Class)
 		}
 		if io.Priority < 0 || io.Priority > 7 {
@@ -143,7 +142,7 @@ func (c *compiler) checkUser(u *specs.User) {
 func (c *compiler) setRlimits() {
 	for _, l := range c.spec.Process.Rlimits {
 		c.Syscall("set "+l.Type+" (raising a hard limit needs CAP_SYS_RESOURCE)", unix.SYS_PRLIMIT64, Const(0),
-			Int(rlimits[l.Type]).As(l.Type), c.Words(Const(l.Soft), Const(l.Hard)).
+			Int(slices.Index(rlimits[:], l.Type)).As(l.Type), c.Words(Const(l.Soft), Const(l.Hard)).
 				As("{"+strconv.FormatUint(l.Soft, 10)+", "+strconv.FormatUint(l.Hard, 10)+"}"), Const(0))
 	}
 }
@@ -152,17 +151,17 @@ func (c *compiler) setScheduler() {
 	if s := c.spec.Process.Scheduler; s != nil {
 		var flags uint64
 		for _, f := range s.Flags {
-			flags |= schedulerFlags[f]
+			flags |= 1 << slices.Index(schedulerFlags[:], f)
 		}
 		// struct sched_attr, sched_setattr(2).
 		attr := c.Words(
-			Const(48|uint64(schedulerPolicies[s.Policy])<<32), Const(flags),
+			Const(48|uint64(slices.Index(schedulerPolicies[:], s.Policy))<<32), Const(flags),
 			Const(uint64(uint32(s.Nice))|uint64(uint32(s.Priority))<<32), Const(s.Runtime), Const(s.Deadline), Const(s.Period))
 		c.Syscall("set the scheduler to "+string(s.Policy), unix.SYS_SCHED_SETATTR, Const(0), attr, Const(0))
 	}
 	if p := c.spec.Process.IOPriority; p != nil {
 		const whoProcess, classShift = 1, 13
-		c.Syscall("set the I/O priority", unix.SYS_IOPRIO_SET, Const(whoProcess), Const(0), Int(ioClasses[p.Class]<<classShift|p.Priority))
+		c.Syscall("set the I/O priority", unix.SYS_IOPRIO_SET, Const(whoProcess), Const(0), Int(slices.Index(ioClasses[:], p.Class)<<classShift|p.Priority))
 	}
 }
 

@@ -259,7 +259,7 @@ func (c *compiler) checkRootfs() {
 	}
 	l := c.spec.Linux
 	if p := l.RootfsPropagation; p != "" {
-		if _, ok := propagations[p]; !ok {
+		if propagation(p) == 0 {
 			c.invalid("linux.rootfsPropagation", "unknown propagation %q", p)
 		}
 	}
@@ -274,7 +274,7 @@ func (c *compiler) checkRootfs() {
 // hostPropagation is how the copy of the host's mounts relates to the host's. Only mounts that are to see what the
 // host mounts later, or to let the host see what they mount, may stay related.
 func (c *compiler) hostPropagation() uint64 {
-	p := propagations[c.spec.Linux.RootfsPropagation] &^ unix.MS_REC
+	p := propagation(c.spec.Linux.RootfsPropagation) &^ unix.MS_REC
 	if p == unix.MS_SHARED {
 		// A shared root without a shared bind mount has nothing to share with the host.
 		p = unix.MS_PRIVATE
@@ -356,7 +356,7 @@ func (c *compiler) enterRoot() {
 		c.Syscall("go to the new root", unix.SYS_CHDIR, c.String("/"))
 		c.Jump(entered)
 	})
-	if p := propagations[c.spec.Linux.RootfsPropagation]; p != 0 && p&unix.MS_PRIVATE == 0 {
+	if p := propagation(c.spec.Linux.RootfsPropagation); p != 0 && p&unix.MS_PRIVATE == 0 {
 		c.mountCall("set the root's propagation", "", "/", "", p, "")
 	}
 }

@@ -22,7 +22,7 @@ type Security struct {
 	// access to all devices that there are nodes of. Such a container is root on the host. CapAdd and CapDrop have no
 	// effect.
 	Privileged bool `json:",omitempty"`
-	// Seccomp is the profile: nil for Docker's default.
+	// Seccomp is the profile: nil for Docker's default, which allows some more calls for some added capabilities.
 	Seccomp *specs.LinuxSeccomp `json:",omitempty"`
 	// SeccompUnconfined means no profile at all.
 	SeccompUnconfined bool `json:",omitempty"`
@@ -67,6 +67,8 @@ func (s *Security) Apply(spec *specs.Spec) error {
 		l.Seccomp = s.Seccomp
 	case s.SeccompUnconfined || s.Privileged:
 		l.Seccomp = nil
+	case len(s.CapAdd)+len(s.CapDrop) > 0:
+		l.Seccomp = defaultProfile(caps)
 	}
 	if s.Privileged {
 		privileged(spec)

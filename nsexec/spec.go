@@ -27,9 +27,9 @@ var defaultReadonlyPaths = [...]string{"/proc/bus", "/proc/fs", "/proc/irq", "/p
 // read-only paths, device rules and seccomp profile. It runs a shell as root; Process.Args, Process.Env and Root are
 // the caller's to fill in, as are limits.
 //
-// The spec may be changed freely, except for what Linux.Seccomp points to, which all specs share: replace it instead.
+// The spec may be changed freely, except for the elements of the slices in Linux.Seccomp, which all specs share: append
+// to them, or replace the profile.
 func DefaultSpec() *specs.Spec {
-	zero := 0
 	caps := func() []string { return append([]string(nil), defaultCapabilities[:]...) }
 	return &specs.Spec{
 		Version: specs.Version,
@@ -38,7 +38,7 @@ func DefaultSpec() *specs.Spec {
 			Env:          []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
 			Cwd:          "/",
 			Capabilities: &specs.LinuxCapabilities{Bounding: caps(), Effective: caps(), Permitted: caps()},
-			OOMScoreAdj:  &zero,
+			OOMScoreAdj:  defaultOOMScoreAdj(),
 		},
 		Root: &specs.Root{Path: "rootfs"},
 		Mounts: []specs.Mount{
@@ -56,12 +56,27 @@ func DefaultSpec() *specs.Spec {
 				{Type: specs.IPCNamespace}, {Type: specs.CgroupNamespace},
 			},
 			Resources:     &specs.LinuxResources{Devices: defaultDeviceRules()},
-			Seccomp:       defaultSeccomp(),
+			Seccomp:       defaultProfile(defaultCapabilities[:]),
 			MaskedPaths:   append(append(make([]string, 0, 16), defaultMaskedPaths[:]...), thermalThrottle()...),
 			ReadonlyPaths: append([]string(nil), defaultReadonlyPaths[:]...),
 		},
 	}
 }
+
+// defaultOOMScoreAdj is Docker's 0, unless the importing program is a likelier victim than that: lowering the value
+// takes a privilege that it may not have, and would make a container outlive its owner. Nil leaves the value alone.
+func defaultOOMScoreAdj() *int {
+	if ownOOMScoreAdj() > 0 {
+		return nil
+	}
+	return new(int)
+}
+
+var ownOOMScoreAdj = sync.OnceValue(func() int {
+	b, _ := os.ReadFile("/proc/self/oom_score_adj")
+	n, _ := strconv.Atoi(strings.TrimSpace(string(b)))
+	return n
+})
 
 // defaultDeviceRules allow every device node to be made and only the usual ones to be opened.
 func defaultDeviceRules() []specs.LinuxDeviceCgroup {
