@@ -68,25 +68,29 @@ type compiler struct {
 
 	hygieneStep int // see setFileCount
 
-	namespaces  namespaces
-	mounts      []mount
-	procFS      Slot // our own procfs: the container's /proc, or a private one
-	root        Slot // the container's root, as a mount
-	dev         Slot // the container's /dev, if the plan mounts it
-	caps        capabilities
-	filter      *filter // the seccomp profile, compiled
-	cwdAgain    Slot    // whether the working directory is to be entered as the user
-	haveProc    bool
-	devEmpty    bool // nothing but our own is in dev
-	devices     []device
-	haveDev     bool
-	cwd         Slot // the directory that the plan changed to last
-	retries     Slot // how often openat2 was interrupted by renames
-	haveRetry   bool
-	late        []func() // steps off the usual path, laid out behind it
-	setupFailed Label    // where failing steps of the set-up go
-	final       []func() // steps after all mounts: attributes that were put off
-	hows        map[how]Arg
+	// What check understood of the spec.
+	namespaces namespaces
+	mounts     []mount
+	devices    []device
+	caps       capabilities
+	filter     *filter // the seccomp profile, compiled
+	crowded    bool    // so much is opened that descriptors have to be closed on the way
+
+	// Where the plan keeps what later steps need.
+	root       Slot // the container's root, as a mount
+	procFS     Slot // our own procfs: the container's, or a private one
+	haveProc   bool
+	procOnProc bool // procFS is what the container has on /proc
+	dev        Slot // the container's /dev, if the plan mounts it
+	haveDev    bool
+	cwd        Slot // the directory that the plan changed to last
+	cwdAgain   Slot // whether the working directory is to be entered as the user
+	retries    Slot // how often openat2 was interrupted by renames
+	haveRetry  bool
+
+	hows  map[how]Arg // one struct open_how of each kind
+	final []func()    // steps after all mounts: attributes that were put off
+	late  []func()    // steps off the usual path, laid out behind it
 }
 
 // reserve makes room for a usual plan at once.
@@ -184,6 +188,7 @@ func (c *compiler) check() {
 	c.checkRootfs()
 	c.checkDevices()
 	c.checkSysctl()
+	c.crowded = len(c.mounts)+len(l.MaskedPaths)+len(l.ReadonlyPaths)+len(l.Devices) > crowd
 }
 
 // absolute checks a path inside the container and returns it cleaned.

@@ -3,13 +3,15 @@ package nsexec
 import (
 	"io/fs"
 	"path"
+	"slices"
+	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
 // defaultDevices are the devices that every container has (config-linux.md, "Default Devices").
-var defaultDevices = []device{
+var defaultDevices = [...]device{
 	{path: "/dev/null", mode: unix.S_IFCHR | 0o666, major: 1, minor: 3},
 	{path: "/dev/zero", mode: unix.S_IFCHR | 0o666, major: 1, minor: 5},
 	{path: "/dev/full", mode: unix.S_IFCHR | 0o666, major: 1, minor: 7},
@@ -20,7 +22,7 @@ var defaultDevices = []device{
 
 // deviceLinks are the symlinks in /dev (runtime-linux.md, "Dev symbolic links"). The /dev/ptmx of the default devices
 // is one of them.
-var deviceLinks = [][2]string{
+var deviceLinks = [...][2]string{
 	{"fd", "/proc/self/fd"},
 	{"stdin", "/proc/self/fd/0"},
 	{"stdout", "/proc/self/fd/1"},
@@ -34,10 +36,11 @@ type device struct {
 	mode         uint32
 	major, minor uint32
 	uid, gid     uint32
+	made         bool
 }
 
 func (c *compiler) checkDevices() {
-	c.devices = append(make([]device, 0, len(defaultDevices)+len(c.spec.Linux.Devices)), defaultDevices...)
+	c.devices = append(make([]device, 0, len(defaultDevices)+len(c.spec.Linux.Devices)), defaultDevices[:]...)
 	for i := range c.spec.Linux.Devices {
 		d, ok := c.checkDevice(index("linux.devices", i), &c.spec.Linux.Devices[i])
 		if !ok {
@@ -105,10 +108,13 @@ func (c *compiler) makeDevices() {
 	for i := range c.devices {
 		if d := &c.devices[i]; d.path != "" && path.Dir(d.path) == "/dev" {
 			c.makeDevice(d, c.dev)
-			d.path = ""
+			d.made = true
 		}
 	}
 	for _, l := range deviceLinks {
+		if slices.ContainsFunc(c.devices, func(d device) bool { return d.path == "/dev/"+l[0] }) {
+			continue
+		}
 		c.Syscall("link /dev/"+l[0], unix.SYS_SYMLINKAT, c.String(l[1]), c.dev.Value(), c.String(l[0]))
 	}
 }
@@ -117,8 +123,8 @@ func (c *compiler) makeDevices() {
 func (c *compiler) otherDevices() {
 	for i := range c.devices {
 		d := &c.devices[i]
-		if d.path == "" || !c.haveDev && i < len(defaultDevices) {
-			continue // made already, or the spec brings a /dev of its own with whatever is in it
+		if d.path == "" || d.made || !c.haveDev && strings.HasPrefix(d.path, "/dev/") {
+			continue // a /dev that is bound from elsewhere has its devices, and is not ours to change
 		}
 		c.makeDevice(d, c.parents(d.path))
 	}
@@ -126,22 +132,42 @@ func (c *compiler) otherDevices() {
 
 func (c *compiler) makeDevice(d *device, dir Slot) {
 	base, label := c.String(path.Base(d.path)), "make the device "+d.path
-	if c.inUserNamespace() && d.mode&unix.S_IFMT != unix.S_IFIFO {
+	bind := func() {
 		source, at := c.NewSlot("source"), c.NewSlot("at")
-		c.openTree("open the host's "+d.path, Int(unix.AT_FDCWD), d.path, false).Into(source)
+		c.openTree("open the host's "+d.path+" in place of a device node", Int(unix.AT_FDCWD), d.path, false).Into(source)
 		c.Syscall(label, unix.SYS_MKNODAT, dir.Value(), base, Const(unix.S_IFREG|0o666).As("S_IFREG|0666"), Const(0))
 		c.openat2(label, dir.Value(), base, unix.O_PATH|unix.O_NOFOLLOW, beneath).Into(at)
 		c.moveMount(label, source.Value(), at.Value())
+		c.done(source, at)
+	}
+	special := d.mode&unix.S_IFMT != unix.S_IFIFO
+	if c.inUserNamespace() && special {
+		bind()
 		return
 	}
-	exists := c.NewLabel()
 	mknod := c.Syscall(label, unix.SYS_MKNODAT, dir.Value(), base,
 		Const(uint64(d.mode)).As(modeText(d.mode)), Const(d.dev()))
-	_, _ = exists, mknod
 	if d.uid != 0 || d.gid != 0 {
 		c.Syscall("set the owner of "+d.path, unix.SYS_FCHOWNAT, dir.Value(), base, Const(uint64(d.uid)), Const(uint64(d.gid)),
 			Const(unix.AT_SYMLINK_NOFOLLOW).As("AT_SYMLINK_NOFOLLOW"))
 	}
+	if special && d.usual() {
+		// Where the importing program has no CAP_MKNOD or its cgroup forbids the node, the host's usually will do.
+		refused, made := c.NewLabel(), c.NewLabel()
+		mknod.Else(refused)
+		c.Place(made)
+		c.later(func() {
+			c.Place(refused)
+			c.Branch(slotResult.Value(), NotEqual, Errno(unix.EPERM), c.failTarget())
+			bind()
+			c.Jump(made)
+		})
+	}
+}
+
+// usual says whether it is one of the default devices, which the host has under the same name.
+func (d *device) usual() bool {
+	return slices.ContainsFunc(defaultDevices[:], func(o device) bool { return o.path == d.path && o.major == d.major && o.minor == d.minor })
 }
 
 func modeText(mode uint32) string {

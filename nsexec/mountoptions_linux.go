@@ -177,8 +177,28 @@ func (c *compiler) checkMount(i int) {
 	if bind {
 		m.kind = "bind"
 	}
+	c.checkProcMount(&m)
 	c.checkKind(&m)
 	c.mounts = append(c.mounts, m)
+}
+
+// checkProcMount keeps everything but a procfs from /proc, and everything but what is known to be harmless from below
+// it: what security modules and tools read and write there must be the kernel's (CVE-2019-16884).
+func (c *compiler) checkProcMount(m *mount) {
+	rel, below := strings.CutPrefix(m.dest, "/proc/")
+	switch {
+	case m.dest == "/proc":
+		if m.kind != "proc" && !(m.kind == "bind" && path.Clean(m.source) == "/proc") && !m.remount {
+			c.invalid(m.field+".destination", "/proc must be a procfs")
+		}
+	case below:
+		switch rel {
+		case "cpuinfo", "diskstats", "meminfo", "stat", "swaps", "uptime", "loadavg", "slabinfo", "sys/kernel/ns_last_pid",
+			"sys/crypto/fips_enabled":
+		default:
+			c.invalid(m.field+".destination", "%s is inside of /proc", m.dest)
+		}
+	}
 }
 
 func (c *compiler) mountOption(m *mount, field, o string) {

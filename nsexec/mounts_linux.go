@@ -58,7 +58,7 @@ func (c *compiler) mountPlain(m *mount) {
 	if source == "" {
 		source = m.kind
 	}
-	if c.haveDev && m.underDev() && c.devEmpty {
+	if c.haveDev && m.underDev() && !c.inDev(m) {
 		// Nobody but this plan has seen our /dev yet, and there is nothing of this name in it.
 		if c.cwd != c.dev {
 			c.fchdir("go to /dev", c.dev)
@@ -75,7 +75,7 @@ func (c *compiler) mountPlain(m *mount) {
 
 // mountFS emits a mount by fsopen and fsmount.
 func (c *compiler) mountFS(m *mount) Slot {
-	fs, mnt := c.NewSlot("fs"), c.NewSlot("mount")
+	fs, mnt := c.NewSlot("fs"), c.NewSlot(strings.ReplaceAll(m.dest[1:], "/", "_"))
 	label := "mount " + m.kind + " on " + m.dest
 	c.newFS(label, m.kind, fs)
 	if m.source != "" {
@@ -113,11 +113,30 @@ func (c *compiler) mountFS(m *mount) Slot {
 	c.attributesAndPropagation(m, mnt)
 	switch {
 	case m.kind == "proc" && !c.haveProc:
-		c.procFS, c.haveProc = mnt, true
+		c.procFS, c.haveProc, c.procOnProc = mnt, true, m.dest == "/proc" && !c.mountedAgain(m)
 	case m.dest == "/dev":
-		c.dev, c.haveDev, c.devEmpty = mnt, true, true
+		c.dev, c.haveDev = mnt, true
 	}
 	return mnt
+}
+
+// mountedAgain says whether another mount of the spec has the same mount point.
+func (c *compiler) mountedAgain(m *mount) bool {
+	for i := range c.mounts {
+		if o := &c.mounts[i]; o != m && o.dest == m.dest {
+			return true
+		}
+	}
+	return false
+}
+
+// inDev says whether there can be something of the mount point's name in /dev already.
+func (c *compiler) inDev(m *mount) bool {
+	name := path.Base(m.dest)
+	return c.mountedAgain(m) ||
+		slices.ContainsFunc(deviceLinks[:], func(l [2]string) bool { return l[0] == name }) ||
+		slices.ContainsFunc(c.devices, func(d device) bool { return d.path == m.dest }) ||
+		slices.ContainsFunc(c.mounts, func(o mount) bool { return strings.HasPrefix(o.dest, m.dest+"/") })
 }
 
 // newFS opens a filesystem that is to be made.
@@ -159,13 +178,36 @@ func atimeMask(set uint64) uint64 {
 // bind emits a bind mount: a detached copy of the source's mount, its attributes, then the place where it goes.
 func (c *compiler) bind(m *mount) {
 	source := c.NewSlot("source")
-	c.openTree("open "+m.source+" to bind it on "+m.dest, Int(unix.AT_FDCWD), m.source, m.recursive).Into(source)
+	if f := c.openAsHost(m.field+".source", m.source, m.recursive); f != nil {
+		c.Add(source, c.own(m.source, f), Const(0))
+	} else {
+		c.openTree("open "+m.source+" to bind it on "+m.dest, Int(unix.AT_FDCWD), m.source, m.recursive).Into(source)
+	}
 	if m.set|m.clear != 0 {
 		c.setAttributes("set the attributes of "+m.dest, source.Value(), m.set, m.clear&^(m.set&^unix.MOUNT_ATTR__ATIME), 0, false)
 	}
 	at := c.target(m.dest, likeSource, source, 0, inRoot)
 	c.attributesAndPropagation(m, source)
 	c.moveMount("bind "+m.source+" on "+m.dest, source.Value(), at.Value())
+	c.done(source, at)
+}
+
+// openAsHost opens the source of a bind mount for a container in a new user namespace, whose root may not be allowed to
+// reach it. Without privilege there is no other way than from inside, as the importing program's own user: nil.
+func (c *compiler) openAsHost(field, source string, recursive bool) *os.File {
+	if c.namespaces.fresh&unix.CLONE_NEWUSER == 0 || os.Geteuid() != 0 {
+		return nil
+	}
+	flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC)
+	if recursive {
+		flags |= unix.AT_RECURSIVE
+	}
+	fd, err := unix.OpenTree(unix.AT_FDCWD, source, flags)
+	if err != nil {
+		c.invalid(field, "open %s to bind it: %w", source, err)
+		return nil
+	}
+	return os.NewFile(uintptr(fd), source)
 }
 
 // remount changes what is mounted at the destination already.

@@ -135,7 +135,6 @@ func (c *compiler) early() uint64 {
 
 // joinBeforeClone emits the guard's part of joining namespaces.
 func (c *compiler) joinBeforeClone() {
-	c.setupFailed = c.fail
 	user := c.namespaces.joined & unix.CLONE_NEWUSER
 	if os.Geteuid() != 0 {
 		// Without privilege, the user namespace gives it over the others.

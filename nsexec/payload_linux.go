@@ -12,7 +12,6 @@ import (
 
 // payload emits everything that the container's first process does between clone3 and its program.
 func (c *compiler) payload() {
-	c.fail = c.setupFailed
 	c.Syscall("make files with the modes asked for", unix.SYS_UMASK, Const(0))
 	c.enterCgroups()
 	c.join()
@@ -31,6 +30,7 @@ func (c *compiler) payload() {
 	c.enterRoot()
 
 	c.changeDirectory()
+	c.setRlimits()
 	c.setCredentials()
 	c.execute()
 
@@ -246,5 +246,4 @@ func (c *compiler) tune() {
 		c.Syscall("set the personality", unix.SYS_PERSONALITY, domain)
 	}
 	c.setScheduler()
-	c.setRlimits()
 }

@@ -312,7 +312,11 @@ func (c *compiler) attachRoot() {
 		c.Add(c.root, c.file("root", c.opts.Root), Const(0))
 	} else {
 		p := path.Clean(c.spec.Root.Path)
-		c.openTree("open the root "+p, Int(unix.AT_FDCWD), p, true).Into(c.root)
+		if f := c.openAsHost("root.path", p, true); f != nil {
+			c.Add(c.root, c.own("root", f), Const(0))
+		} else {
+			c.openTree("open the root "+p, Int(unix.AT_FDCWD), p, true).Into(c.root)
+		}
 		if c.hostPropagation() != unix.MS_PRIVATE {
 			c.setAttributes("keep mounts in the root from the host", c.root.Value(), 0, 0, unix.MS_PRIVATE, true)
 		}
@@ -406,22 +410,24 @@ func (c *compiler) maskPaths() {
 	for _, p := range c.spec.Linux.MaskedPaths {
 		p = path.Clean(p)
 		label := "mask " + p
-		at, clone := c.NewSlot("at"), c.NewSlot("clone")
+		at, clone, moved := c.NewSlot("at"), c.NewSlot("clone"), c.NewSlot("moved")
 		asFile := func(other Label) {
 			c.cloneMount(label, null.Value(), clone, false)
-			c.moveMount(label, clone.Value(), at.Value()).Into(clone).Else(other)
+			c.moveMount(label, clone.Value(), at.Value()).Into(moved).Else(other)
+			c.done(clone)
 		}
 		// The mask itself goes to the first directory: before Linux 6.15 only what is attached can be cloned.
 		asDirectory := func(other Label) {
 			again, done := c.NewLabel(), c.NewLabel()
 			c.Branch(masked.Value(), NotEqual, Const(0), again)
-			c.moveMount(label, mask.Value(), at.Value()).Into(clone).Else(other)
+			c.moveMount(label, mask.Value(), at.Value()).Into(moved).Else(other)
 			c.Add(masked, Const(1), Const(0))
 			c.Place(done)
 			c.later(func() {
 				c.Place(again)
 				c.cloneMount(label, mask.Value(), clone, false)
-				c.moveMount(label, clone.Value(), at.Value()).Into(clone).Else(other)
+				c.moveMount(label, clone.Value(), at.Value()).Into(moved).Else(other)
+				c.done(clone)
 				c.Jump(done)
 			})
 		}
@@ -432,13 +438,14 @@ func (c *compiler) maskPaths() {
 		next, other := c.NewLabel(), c.NewLabel()
 		c.openPath(label, p, at, next)
 		first(other)
+		c.done(at)
 		c.Place(next)
 		c.later(func() {
 			// A file cannot be mounted on a directory, nor the other way round.
 			c.Place(other)
 			try := c.NewLabel()
-			c.Branch(clone.Value(), Equal, Errno(unix.EINVAL), try)
-			c.Branch(clone.Value(), NotEqual, Errno(unix.ENOTDIR), c.failTarget())
+			c.Branch(moved.Value(), Equal, Errno(unix.EINVAL), try)
+			c.Branch(moved.Value(), NotEqual, Errno(unix.ENOTDIR), c.failTarget())
 			c.Place(try)
 			second(c.failTarget())
 			c.Jump(next)
@@ -449,6 +456,15 @@ func (c *compiler) maskPaths() {
 // openPath opens a path in the root, and goes on at absent if it does not exist.
 func (c *compiler) openPath(label, p string, at Slot, absent Label) {
 	special, retry := c.NewLabel(), c.NewLabel()
+	if rel, ok := strings.CutPrefix(p, "/proc/"); ok && c.procOnProc && plainProc(rel) {
+		c.openat2(label, c.procFS.Value(), c.String(rel), unix.O_PATH, beneath).Into(at).Else(special)
+		c.later(func() {
+			c.Place(special)
+			c.Branch(at.Value(), Equal, Errno(unix.ENOENT), absent)
+			c.Jump(c.failTarget())
+		})
+		return
+	}
 	c.Place(retry)
 	c.openat2(label, c.root.Value(), c.String(p), unix.O_PATH, inRoot).Into(at).Else(special)
 	c.later(func() {
@@ -458,6 +474,31 @@ func (c *compiler) openPath(label, p string, at Slot, absent Label) {
 		c.retry(at, retry)
 	})
 }
+
+// plainProc says whether a path in procfs has no symlink: /proc/self is one, and so is what depends on it.
+func plainProc(rel string) bool {
+	first, _, _ := strings.Cut(rel, "/")
+	switch first {
+	case "self", "thread-self", "net", "mounts":
+		return false
+	}
+	return true
+}
+
+// done closes a descriptor that is not needed any more, if there are so many that they could reach the limit of open
+// files. A few are cheaper left to execve.
+func (c *compiler) done(fds ...Slot) {
+	if !c.crowded {
+		return
+	}
+	for _, fd := range fds {
+		c.Syscall("close it", unix.SYS_CLOSE, fd.Value()).Ignore()
+	}
+}
+
+// crowd is how many mounts, masks and devices a plan may have without closing what it opened for them: twice to four
+// times as many descriptors, where 1024 is the usual limit.
+const crowd = 100
 
 // readonlyPaths binds paths onto themselves, read-only.
 func (c *compiler) readonlyPaths() {
@@ -470,6 +511,7 @@ func (c *compiler) readonlyPaths() {
 		c.cloneMount(label, at.Value(), clone, true)
 		c.setAttributes(label, clone.Value(), unix.MOUNT_ATTR_RDONLY, 0, 0, true)
 		c.moveMount(label, clone.Value(), at.Value())
+		c.done(at, clone)
 		c.Place(absent)
 	}
 }
