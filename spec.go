@@ -57,8 +57,6 @@ type ContainerSpec struct {
 	Mounts []Mount `json:",omitempty"`
 	// ShmSize is the size of /dev/shm in bytes. Zero means 64 MB.
 	ShmSize int64 `json:",omitempty"`
-	// ReadOnly mounts the root filesystem read-only.
-	ReadOnly bool `json:",omitempty"`
 	// Networks are what the container is attached to: at present one of NetworkNone and NetworkHost. Nil means
 	// NetworkNone: a network namespace of its own with nothing but a loopback interface.
 	Networks []Attachment `json:",omitempty"`
@@ -69,7 +67,8 @@ type ContainerSpec struct {
 
 	// Limits bound what the container may use. The zero Limits bound nothing.
 	Limits cgroup.Limits
-	// Security are capabilities, seccomp, masked paths and the like. The zero Security is Docker's default.
+	// Security are capabilities, seccomp, masked paths, a read-only root and the like. The zero Security is Docker's
+	// default.
 	Security nsexec.Security
 	// Devices are device nodes of the host made in the container and allowed to it.
 	Devices []Device `json:",omitempty"`

@@ -1,0 +1,28 @@
+//go:build !linux
+
+package coracle
+
+import (
+	"context"
+	"errors"
+	"os"
+	"syscall"
+)
+
+func signalNumber(string) syscall.Signal { return 0 }
+
+func processIdentity(int) (string, uint64) { return "", 0 }
+
+type hostProcess struct{}
+
+func openProcess(*containerState) (*hostProcess, error) { return nil, errors.ErrUnsupported }
+
+func (*hostProcess) close() {}
+
+func (*hostProcess) signal(syscall.Signal) error { return errors.ErrUnsupported }
+
+func (*hostProcess) wait(context.Context) error { return errors.ErrUnsupported }
+
+func deviceNode(string) (string, int64, int64, os.FileMode, uint32, uint32, error) {
+	return "", 0, 0, 0, 0, 0, errors.ErrUnsupported
+}

@@ -1,0 +1,249 @@
+package coracle
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/coracle-dev/coracle/internal/inroot"
+	"github.com/coracle-dev/coracle/nsexec"
+)
+
+// runtimeSpec makes the OCI runtime spec of a start: Docker's defaults, changed as the resolved spec says. The root
+// filesystem is mounted and read for users; the working directory is made in it.
+func (e *Engine) runtimeSpec(st *containerState, root *os.File) (*specs.Spec, error) {
+	spec, s, r := nsexec.DefaultSpec(), &st.Spec, &st.Resolved
+	rootfd := int(root.Fd())
+
+	p := spec.Process
+	p.Args, p.Env, p.Cwd = r.Args, r.Env, r.WorkingDir
+	p.Rlimits = s.Rlimits
+	p.OOMScoreAdj = s.OOMScoreAdj
+	readFile := func(name string) func() ([]byte, error) {
+		return func() ([]byte, error) { return inroot.ReadFile(rootfd, name, maxUserFile) }
+	}
+	user, home, err := lookUpUser(r.User, s.GroupAdd, readFile("/etc/passwd"), readFile("/etc/group"))
+	if err != nil {
+		return nil, fmt.Errorf("find user %q: %w", r.User, err)
+	}
+	p.User = user
+	if !hasEnv(p.Env, "HOME") {
+		p.Env = append(slices.Clone(p.Env), "HOME="+home)
+	}
+	if r.WorkingDir != "/" {
+		if err := inroot.MkdirAll(rootfd, r.WorkingDir, 0o755, 0, 0); err != nil {
+			return nil, fmt.Errorf("make the working directory: %w", err)
+		}
+	}
+
+	spec.Hostname, spec.Domainname = r.Hostname, s.Domainname
+	host := s.network() == NetworkHost
+	if host {
+		spec.Linux.Namespaces = slices.DeleteFunc(spec.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.NetworkNamespace })
+		if spec.Hostname == "" {
+			if spec.Hostname, err = os.Hostname(); err != nil {
+				return nil, err
+			}
+		}
+	}
+	spec.Linux.Sysctl = s.Sysctls
+	limits, err := s.Limits.Resources()
+	if err != nil {
+		return nil, err
+	}
+	limits.Devices = append(spec.Linux.Resources.Devices, limits.Devices...)
+	spec.Linux.Resources = limits
+
+	if err := s.Security.Apply(spec); err != nil {
+		return nil, err
+	}
+	if err := addDevices(spec, s.Devices); err != nil {
+		return nil, err
+	}
+	files, err := e.networkFiles(st, spec.Hostname, host)
+	if err != nil {
+		return nil, err
+	}
+	mounts, err := userMounts(s.Mounts)
+	if err != nil {
+		return nil, err
+	}
+	setShmSize(spec, s.ShmSize)
+	spec.Mounts = mergeMounts(spec.Mounts, files, mounts)
+	return spec, nil
+}
+
+func setShmSize(spec *specs.Spec, size int64) {
+	if size == 0 {
+		return
+	}
+	for i := range spec.Mounts {
+		if m := &spec.Mounts[i]; m.Destination == "/dev/shm" {
+			m.Options = slices.DeleteFunc(slices.Clone(m.Options), func(o string) bool { return strings.HasPrefix(o, "size=") })
+			m.Options = append(m.Options, "size="+strconv.FormatInt(size, 10))
+		}
+	}
+}
+
+// userMounts turns the mounts of a container spec into those of the runtime spec.
+func userMounts(mounts []Mount) ([]specs.Mount, error) {
+	list := make([]specs.Mount, 0, len(mounts))
+	for _, m := range mounts {
+		target := path.Clean(m.Target)
+		if m.Type == MountTmpfs {
+			opts := []string{"nosuid", "nodev", "noexec"}
+			if slices.Contains(m.Options, "exec") {
+				opts = opts[:2]
+			}
+			mode := cmp.Or(m.TmpfsMode, 0o1777)
+			opts = append(opts, "mode="+strconv.FormatUint(uint64(mode), 8))
+			if m.TmpfsSize > 0 {
+				opts = append(opts, "size="+strconv.FormatInt(m.TmpfsSize, 10))
+			}
+			if m.ReadOnly {
+				opts = append(opts, "ro")
+			}
+			list = append(list, specs.Mount{Destination: target, Type: "tmpfs", Source: "tmpfs", Options: append(opts, m.Options...)})
+			continue
+		}
+		source := path.Clean(m.Source)
+		if _, err := os.Lstat(source); err != nil {
+			return nil, fmt.Errorf("bind mount on %s: %w: make the source first", target, err)
+		}
+		bind := "rbind"
+		if m.NonRecursive {
+			bind = "bind"
+		}
+		opts := []string{bind, cmp.Or(m.Propagation, "rprivate")}
+		switch {
+		case m.ReadOnly && m.NonRecursive:
+			opts = append(opts, "ro")
+		case m.ReadOnly:
+			opts = append(opts, "rro")
+		}
+		list = append(list, specs.Mount{Destination: target, Type: "bind", Source: source, Options: append(opts, m.Options...)})
+	}
+	return list, nil
+}
+
+// mergeMounts puts mounts together: a later one replaces an earlier one on the same destination, and parents come
+// before what is mounted below them.
+func mergeMounts(lists ...[]specs.Mount) []specs.Mount {
+	var merged []specs.Mount
+	for _, list := range lists {
+		for _, m := range list {
+			merged = slices.DeleteFunc(merged, func(old specs.Mount) bool { return old.Destination == m.Destination })
+			merged = append(merged, m)
+		}
+	}
+	slices.SortStableFunc(merged, func(a, b specs.Mount) int {
+		return cmp.Compare(strings.Count(a.Destination, "/"), strings.Count(b.Destination, "/"))
+	})
+	return merged
+}
+
+// addDevices makes device nodes of the host known to the container and allows them to it.
+func addDevices(spec *specs.Spec, devices []Device) error {
+	for _, d := range devices {
+		kind, major, minor, mode, uid, gid, err := deviceNode(d.Path)
+		if err != nil {
+			return fmt.Errorf("device %s: %w", d.Path, err)
+		}
+		spec.Linux.Devices = append(spec.Linux.Devices, specs.LinuxDevice{
+			Path: path.Clean(cmp.Or(d.ContainerPath, d.Path)), Type: kind, Major: major, Minor: minor, FileMode: &mode, UID: &uid, GID: &gid,
+		})
+		spec.Linux.Resources.Devices = append(spec.Linux.Resources.Devices, specs.LinuxDeviceCgroup{
+			Allow: true, Type: kind, Major: &major, Minor: &minor, Access: cmp.Or(d.Permissions, "rwm"),
+		})
+	}
+	return nil
+}
+
+// networkFiles writes /etc/hosts, /etc/hostname and /etc/resolv.conf of the container and returns their mounts.
+func (e *Engine) networkFiles(st *containerState, hostname string, host bool) ([]specs.Mount, error) {
+	s, dir := &st.Spec, e.containerDir(st.ID)
+	hosts, err := hostsFile(s, hostname, host)
+	if err != nil {
+		return nil, err
+	}
+	resolv, err := resolvConf(s)
+	if err != nil {
+		return nil, err
+	}
+	var mounts []specs.Mount
+	for _, f := range []struct{ name, content string }{{"hosts", hosts}, {"hostname", hostname + "\n"}, {"resolv.conf", resolv}} {
+		file := path.Join(dir, f.name)
+		if err := os.WriteFile(file, []byte(f.content), 0o644); err != nil {
+			return nil, err
+		}
+		mounts = append(mounts, specs.Mount{Destination: "/etc/" + f.name, Type: "bind", Source: file, Options: []string{"bind", "rprivate"}})
+	}
+	return mounts, nil
+}
+
+func hostsFile(s *ContainerSpec, hostname string, host bool) (string, error) {
+	var b strings.Builder
+	if host {
+		content, err := os.ReadFile("/etc/hosts")
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return "", err
+		}
+		b.Write(content)
+		if n := len(content); n > 0 && content[n-1] != '\n' {
+			b.WriteByte('\n')
+		}
+	} else {
+		b.WriteString("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\nff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n")
+		if hostname != "" {
+			// Without an address of its own the container finds itself on its loopback interface.
+			fmt.Fprintf(&b, "127.0.1.1\t%s\n", hostname)
+		}
+	}
+	for _, h := range s.ExtraHosts {
+		name, addr, ok := strings.Cut(h, ":")
+		if !ok || name == "" || addr == "" || strings.ContainsAny(h, "\n \t#") {
+			return "", fmt.Errorf("%w: ExtraHosts: %q is not \"name:address\"", ErrInvalid, h)
+		}
+		fmt.Fprintf(&b, "%s\t%s\n", addr, name)
+	}
+	return b.String(), nil
+}
+
+func resolvConf(s *ContainerSpec) (string, error) {
+	if s.DNS == nil && s.DNSSearch == nil && s.DNSOptions == nil {
+		content, err := os.ReadFile("/etc/resolv.conf")
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return "", err
+		}
+		return string(content), nil
+	}
+	var b strings.Builder
+	line := func(keyword string, values ...string) error {
+		for _, v := range values {
+			if v == "" || strings.ContainsAny(v, "\n \t") {
+				return fmt.Errorf("%w: DNS: %q does not belong in resolv.conf", ErrInvalid, v)
+			}
+		}
+		if len(values) > 0 {
+			fmt.Fprintf(&b, "%s %s\n", keyword, strings.Join(values, " "))
+		}
+		return nil
+	}
+	for _, server := range s.DNS {
+		if err := line("nameserver", server); err != nil {
+			return "", err
+		}
+	}
+	if err := errors.Join(line("search", s.DNSSearch...), line("options", s.DNSOptions...)); err != nil {
+		return "", err
+	}
+	return b.String(), nil
+}

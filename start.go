@@ -1,0 +1,308 @@
+package coracle
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"io/fs"
+	"os"
+	"reflect"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/coracle-dev/coracle/cgroup"
+	"github.com/coracle-dev/coracle/internal/statefile"
+	"github.com/coracle-dev/coracle/nsexec"
+)
+
+// run is one start of a container by this engine.
+type run struct {
+	proc    *nsexec.Process
+	group   *cgroup.Group
+	streams *streams
+
+	ended     chan struct{} // closed when the container has ended and the following are set
+	exit      ExitStatus
+	streamErr error
+
+	cleaned  chan struct{} // closed when its cgroup is gone, and the container itself with AutoRemove
+	cleanErr error
+}
+
+// Start starts the container and returns when its program is being executed. The container ends with the engine, and
+// with the importing program however that ends.
+//
+// The error matches ErrRunning if it is running already, and is or wraps *nsexec.ExecError if its program cannot be
+// executed, *nsexec.StepError if the kernel refused a step of its set-up, and *nsexec.SpecError if the spec asks for
+// what cannot be done. The container can be started again then. Cancelling ctx after Start has returned does nothing.
+func (c *Container) Start(ctx context.Context) error {
+	return c.fail("start", c.start(ctx))
+}
+
+func (c *Container) start(ctx context.Context) error {
+	e := c.eng
+	if err := e.use(); err != nil {
+		return err
+	}
+	if r := c.lastRun(); r != nil {
+		select {
+		case <-r.ended:
+			<-r.cleaned // its cgroup has the same name
+		default:
+			return ErrRunning
+		}
+	}
+	st, unlock, err := c.lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if st.Owner != e.owner.id && e.ownerAlive(st.Owner) {
+		return fmt.Errorf("%w: the container belongs to another program that is running", ErrInUse)
+	}
+	if st.Status == StatusRunning {
+		return ErrRunning
+	}
+
+	r, spec, err := c.launch(ctx, st)
+	if err != nil {
+		return err
+	}
+	next := *st
+	next.Owner, next.Status, next.Started, next.Finished, next.Exit = e.owner.id, StatusRunning, time.Now(), time.Time{}, nil
+	next.PID = r.proc.PID()
+	next.BootID, next.StartTime = processIdentity(next.PID)
+	err = c.setState(&next)
+	if err == nil {
+		err = c.writeConfig(spec)
+	}
+	if err == nil {
+		err = e.own(c, r)
+	}
+	if err != nil {
+		r.proc.Kill()
+		<-r.proc.Done()
+		r.streams.end()
+		next.Status = StatusExited
+		return errors.Join(err, r.group.Remove(context.WithoutCancel(ctx)), c.setState(&next))
+	}
+	go c.monitor(r)
+	return nil
+}
+
+// own makes the engine answer for the container, unless it was closed meanwhile.
+func (e *Engine) own(c *Container, r *run) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed {
+		return ErrClosed
+	}
+	e.owned[c.id] = c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.run = r
+	return nil
+}
+
+func (c *Container) lastRun() *run {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.run
+}
+
+// launch goes the main path: state -> OCI spec -> launch plan -> process.
+func (c *Container) launch(ctx context.Context, st *containerState) (_ *run, _ *specs.Spec, err error) {
+	e := c.eng
+	snap, err := e.store.OpenSnapshot(st.ID)
+	if err != nil {
+		return nil, nil, err
+	}
+	root, err := snap.Mount(ctx, nil)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer root.Close()
+
+	spec, err := e.runtimeSpec(st, root)
+	if err != nil {
+		return nil, nil, err
+	}
+	if st.Spec.Customize != nil {
+		if err := st.Spec.Customize(spec); err != nil {
+			return nil, nil, fmt.Errorf("customize: %w", err)
+		}
+	}
+	group, err := e.newGroup(st, spec)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, group.Remove(context.WithoutCancel(ctx)))
+		}
+	}()
+	join, err := group.Join()
+	if err != nil {
+		return nil, nil, err
+	}
+	defer join.Close()
+	prog, err := nsexec.Compile(spec, &nsexec.Options{Root: root, Cgroup: join.Dir, Tasks: join.Tasks, CgroupKill: join.Kill})
+	if err != nil {
+		return nil, nil, err
+	}
+	defer prog.Close()
+	streams, err := newStreams(st.Spec.Stdin, st.Spec.Stdout, st.Spec.Stderr)
+	if err != nil {
+		return nil, nil, err
+	}
+	proc, err := e.launcher.Start(ctx, prog, &streams.stdio)
+	if err != nil {
+		streams.abandon()
+		return nil, nil, explainStart(err, group)
+	}
+	streams.begin()
+	return &run{proc: proc, group: group, streams: streams, ended: make(chan struct{}), cleaned: make(chan struct{})}, spec, nil
+}
+
+// explainStart adds what the cgroup knows to the error of a start.
+func explainStart(err error, group *cgroup.Group) error {
+	if errors.Is(err, nsexec.ErrDied) {
+		if n, _ := group.OOMKills(); n > 0 {
+			return fmt.Errorf("%w: the memory limit is too small to start in", err)
+		}
+	}
+	return err
+}
+
+// newGroup makes the container's cgroup. Where there are no cgroups, or none that may be written, a container without
+// limits does without.
+func (e *Engine) newGroup(st *containerState, spec *specs.Spec) (*cgroup.Group, error) {
+	group, err := e.cgroups.Create(e.groupName(st.ID), spec.Linux.Resources)
+	if errors.Is(err, errors.ErrUnsupported) && reflect.ValueOf(st.Spec.Limits).IsZero() {
+		return e.cgroups.Create(e.groupName(st.ID), nil)
+	}
+	return group, err
+}
+
+// groupPrefix begins the names of the cgroups that belong to this root: roots may share a parent.
+func (e *Engine) groupPrefix() string {
+	h := fnv.New64a()
+	h.Write([]byte(e.root))
+	return fmt.Sprintf("%016x-", h.Sum64())
+}
+
+func (e *Engine) groupName(id string) string { return e.groupPrefix() + id }
+
+// removeGroup kills what is in the cgroup of a container and removes it.
+func (e *Engine) removeGroup(ctx context.Context, id string) error {
+	group, err := e.cgroups.Load(e.groupName(id))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := group.Kill(ctx); err != nil {
+		return err
+	}
+	return group.Remove(ctx)
+}
+
+// writeConfig stores the OCI spec for whoever inspects the container from elsewhere. A container that is removed at its
+// end is spared the work: the engine that runs it has the spec.
+func (c *Container) writeConfig(spec *specs.Spec) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.state.spec = spec
+	if c.state.Spec.AutoRemove {
+		return nil
+	}
+	b, err := json.Marshal(spec)
+	if err != nil {
+		return err
+	}
+	return statefile.WriteBytes(c.eng.containerDir(c.id), "config.json", b)
+}
+
+// monitor waits for the container's end and cleans up after it.
+func (c *Container) monitor(r *run) {
+	ctx := context.Background()
+	status, err := r.proc.Wait(ctx)
+	r.exit = ExitStatus{
+		Code: status.Code, Signal: status.Signal,
+		UserTime: status.UserTime, SystemTime: status.SystemTime, MaxRSS: status.MaxRSS,
+	}
+	if err != nil {
+		r.exit = ExitStatus{Code: -1, Unknown: true}
+	}
+	// Without a pid namespace of its own a container may leave processes, which hold its streams open.
+	var errs []error
+	if err := r.group.Kill(ctx); err != nil {
+		errs = append(errs, err)
+	}
+	if n, err := r.group.OOMKills(); err == nil && n > 0 {
+		r.exit.OOMKilled = true
+	}
+	r.streamErr = r.streams.end()
+
+	st, _ := c.current()
+	st.Status, st.Finished, st.PID, st.Exit = StatusExited, time.Now(), 0, &r.exit
+	c.mu.Lock()
+	c.state = st
+	c.mu.Unlock()
+	remove := st.Spec.AutoRemove
+	if !remove {
+		errs = append(errs, c.setState(st))
+	}
+	close(r.ended)
+
+	errs = append(errs, r.group.Remove(ctx))
+	if remove {
+		c.op.Lock()
+		errs = append(errs, c.eng.discard(ctx, st))
+		c.eng.disown(c.id)
+		c.op.Unlock()
+	}
+	if r.cleanErr = errors.Join(errs...); r.cleanErr != nil {
+		c.eng.log.Warn("clean up after a container", "container", c.name, "id", c.id, "error", r.cleanErr)
+	}
+	close(r.cleaned)
+}
+
+func (e *Engine) disown(id string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	delete(e.owned, id)
+}
+
+// shutDown is what Close does to a container of the engine.
+func (c *Container) shutDown() error {
+	c.op.Lock() // a start under way comes to its end first
+	r := c.lastRun()
+	c.op.Unlock()
+	if r != nil {
+		if err := r.proc.Kill(); err != nil {
+			return c.fail("kill", err)
+		}
+		<-r.cleaned
+		if r.cleanErr != nil {
+			return c.fail("clean up", r.cleanErr)
+		}
+	}
+	st, unlock, err := c.lock(context.Background())
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return c.fail("release", err)
+	}
+	defer unlock()
+	if st.Spec.AutoRemove {
+		return c.fail("remove", c.eng.discard(context.Background(), st))
+	}
+	st.Owner = ""
+	return c.fail("release", c.setState(st))
+}

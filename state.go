@@ -1,0 +1,157 @@
+package coracle
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/coracle-dev/coracle/internal/statefile"
+	"github.com/coracle-dev/coracle/layerfs"
+)
+
+// A container is a directory, containers/<id>. It appears by a rename when its state is in it, and everything else that
+// belongs to the container (name, snapshot, cgroup) is made after it and removed before it. So whatever has no
+// directory is left over, and whatever has one has an owner.
+//
+//	containers/<id>/state.json    containerState
+//	containers/<id>/config.json   the OCI runtime spec of the last start
+//	containers/<id>/hosts, hostname, resolv.conf
+//	containers/.<owner>.<id>      being made or removed by that owner
+//	names/<name>                  symbolic link to the id
+//	owners/<owner>                locked while that engine is open
+
+// ContainerStatus is where a container is in its life.
+type ContainerStatus string
+
+// The statuses of a container.
+const (
+	StatusCreated ContainerStatus = "created" // never started
+	StatusRunning ContainerStatus = "running"
+	StatusExited  ContainerStatus = "exited" // started and ended
+)
+
+// containerState is state.json.
+type containerState struct {
+	Version int
+	ID      string
+	Name    string
+	Owner   string // of the engine that answers for it, or empty
+	Status  ContainerStatus
+
+	Spec     ContainerSpec
+	Resolved resolvedSpec
+	ImageID  digest.Digest
+	Layers   []layerfs.Layer
+
+	Created  time.Time
+	Started  time.Time
+	Finished time.Time
+
+	// PID is the first process's; BootID and StartTime tell it from a later process with the same number.
+	PID       int
+	BootID    string
+	StartTime uint64
+	Exit      *ExitStatus
+
+	spec *specs.Spec // of the last start by this engine; others read config.json
+}
+
+const stateVersion = 1
+
+// readState reads the state of a container by id. The error matches fs.ErrNotExist if there is none.
+func (e *Engine) readState(id string) (*containerState, error) {
+	if !validID(id) {
+		return nil, fmt.Errorf("no container has the id %q: %w", id, fs.ErrNotExist)
+	}
+	st := &containerState{}
+	if err := statefile.Read(filepath.Join(e.containersDir(), id), "state.json", st); err != nil {
+		return nil, err
+	}
+	if st.Version != stateVersion || st.ID != id {
+		return nil, fmt.Errorf("state of container %s (version %d, id %q): %w", id, st.Version, st.ID, ErrCorrupt)
+	}
+	return st, nil
+}
+
+// addState makes the container's directory.
+func (e *Engine) addState(st *containerState) error {
+	making := e.transientDir(e.owner.id, st.ID)
+	if err := os.Mkdir(making, 0o700); err != nil {
+		return err
+	}
+	err := statefile.Write(making, "state.json", st)
+	if err == nil {
+		err = os.Rename(making, e.containerDir(st.ID))
+	}
+	if err != nil {
+		os.RemoveAll(making)
+	}
+	return err
+}
+
+// removeState removes the container's directory.
+func (e *Engine) removeState(id string) error {
+	removing := e.transientDir(e.owner.id, id)
+	if err := os.Rename(e.containerDir(id), removing); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return os.RemoveAll(removing)
+}
+
+func (e *Engine) containerDir(id string) string { return filepath.Join(e.containersDir(), id) }
+
+// transientDir is where an owner makes and removes a container's directory.
+func (e *Engine) transientDir(owner, id string) string {
+	return filepath.Join(e.containersDir(), "."+owner+"."+id)
+}
+
+// addName reserves the name for the container. The error matches fs.ErrExist if another one has it.
+func (e *Engine) addName(name, id string) error {
+	err := os.Symlink(id, filepath.Join(e.namesDir(), name))
+	if errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("the name %q is taken: %w: remove that container or choose another name", name, fs.ErrExist)
+	}
+	return err
+}
+
+// removeName frees the name if it is the container's.
+func (e *Engine) removeName(name, id string) error {
+	if name == "" || e.nameOf(name) != id {
+		return nil
+	}
+	if err := os.Remove(filepath.Join(e.namesDir(), name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// nameOf returns the id of the container with the name, or an empty string.
+func (e *Engine) nameOf(name string) string {
+	if !validName(name) {
+		return ""
+	}
+	id, err := os.Readlink(filepath.Join(e.namesDir(), name))
+	if err != nil || !validID(id) {
+		return ""
+	}
+	return id
+}
+
+const idLength = 64
+
+func validID(id string) bool {
+	return len(id) == idLength && strings.Trim(id, "0123456789abcdef") == ""
+}
+
+// validName is Docker's rule, with a bound.
+func validName(name string) bool {
+	const letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+	return name != "" && len(name) <= 128 && strings.ContainsRune(letters, rune(name[0])) && strings.Trim(name, letters+"_.-") == ""
+}

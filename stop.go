@@ -1,0 +1,230 @@
+package coracle
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"syscall"
+	"time"
+)
+
+// Wait waits until the container has ended and its output has arrived, and returns how it ended. A container that ended
+// before gives its last exit status at once; one that was never started gives ErrNotRunning. Cancelling ctx ends the
+// waiting, not the container.
+//
+// If a writer of the spec failed, Wait returns its error together with the exit status.
+func (c *Container) Wait(ctx context.Context) (ExitStatus, error) {
+	exit, err := c.wait(ctx)
+	return exit, c.fail("wait for", err)
+}
+
+func (c *Container) wait(ctx context.Context) (ExitStatus, error) {
+	if r := c.lastRun(); r != nil {
+		select {
+		case <-r.ended:
+			return r.exit, r.streamErr
+		case <-ctx.Done():
+			return ExitStatus{Code: -1, Unknown: true}, ctx.Err()
+		}
+	}
+	return c.waitElsewhere(ctx)
+}
+
+// waitElsewhere waits for a container that another program runs: for the end of its process, which the kernel tells,
+// and then for the record that its owner makes.
+func (c *Container) waitElsewhere(ctx context.Context) (ExitStatus, error) {
+	unknown := ExitStatus{Code: -1, Unknown: true}
+	for pause := time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
+		st, err := c.current()
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			return unknown, fmt.Errorf("removed by its owner: %w", err)
+		case err != nil:
+			return unknown, err
+		case st.Exit != nil && st.Status == StatusExited:
+			return *st.Exit, nil
+		case st.Status != StatusRunning:
+			return unknown, ErrNotRunning
+		case !c.eng.ownerAlive(st.Owner):
+			return unknown, nil
+		}
+		p, err := openProcess(st)
+		if err == nil {
+			err = p.wait(ctx)
+			p.close()
+		}
+		if err != nil && !errors.Is(err, os.ErrProcessDone) {
+			return unknown, err
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return unknown, ctx.Err()
+		}
+	}
+}
+
+// Signal sends a signal to the container's first process. The error matches ErrNotRunning if there is none.
+func (c *Container) Signal(ctx context.Context, sig syscall.Signal) error {
+	return c.fail(fmt.Sprintf("send %v to", sig), c.signal(sig))
+}
+
+func (c *Container) signal(sig syscall.Signal) error {
+	if r := c.lastRun(); r != nil {
+		err := r.proc.Signal(sig)
+		if errors.Is(err, os.ErrProcessDone) {
+			return ErrNotRunning
+		}
+		return err
+	}
+	st, err := c.current()
+	if err != nil {
+		return err
+	}
+	if st.Status != StatusRunning {
+		return ErrNotRunning
+	}
+	p, err := openProcess(st)
+	if err == nil {
+		err = p.signal(sig)
+		p.close()
+	}
+	if errors.Is(err, os.ErrProcessDone) {
+		return ErrNotRunning
+	}
+	return err
+}
+
+// Kill ends the container at once and with all its processes. The error matches ErrNotRunning if it is not running.
+func (c *Container) Kill(ctx context.Context) error {
+	return c.fail("kill", c.signal(syscall.SIGKILL))
+}
+
+// StopOptions are the settings of one Stop; nil means the defaults.
+type StopOptions struct {
+	// Signal ends the container politely: a name or a number. Empty means that of the spec or the image, or SIGTERM.
+	Signal string
+	// Timeout is how long to wait before the container is killed. Zero means that of the spec, or 10 s; negative
+	// means for ever.
+	Timeout time.Duration
+}
+
+// Stop asks the container to end with its stop signal, kills it if it has not done so in time, and waits for the end.
+// It is no error if the container is not running. Cancelling ctx ends the waiting; the container may then go on.
+func (c *Container) Stop(ctx context.Context, opts *StopOptions) error {
+	return c.fail("stop", c.stop(ctx, opts))
+}
+
+func (c *Container) stop(ctx context.Context, opts *StopOptions) error {
+	if opts == nil {
+		opts = &StopOptions{}
+	}
+	st, err := c.current()
+	if err != nil {
+		return err
+	}
+	name, timeout := opts.Signal, opts.Timeout
+	if name == "" {
+		name = st.Resolved.StopSignal
+	}
+	if timeout == 0 {
+		timeout = st.Spec.StopTimeout
+	}
+	if timeout == 0 {
+		timeout = defaultStopTimeout
+	}
+	sig, err := parseSignal(name)
+	if err != nil {
+		return err
+	}
+	if err := c.signal(sig); errors.Is(err, ErrNotRunning) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	polite := ctx
+	if timeout > 0 {
+		var cancel context.CancelFunc
+		polite, cancel = context.WithTimeout(ctx, timeout)
+		defer cancel()
+	}
+	_, err = c.wait(polite)
+	if polite.Err() == nil || ctx.Err() != nil {
+		return stopped(err)
+	}
+	if err := c.signal(syscall.SIGKILL); err != nil && !errors.Is(err, ErrNotRunning) {
+		return err
+	}
+	_, err = c.wait(ctx)
+	return stopped(err)
+}
+
+const defaultStopTimeout = 10 * time.Second
+
+// stopped is the error of a stop for the error of its wait: that the owner has removed the container is as good an end
+// as any.
+func stopped(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// RemoveOptions are the settings of one Remove; nil means the defaults.
+type RemoveOptions struct {
+	// Force kills a running container first.
+	Force bool
+}
+
+// Remove removes the container: its root filesystem, its name and its record. The error matches ErrRunning if it is
+// running and Force is not set, and ErrInUse if it belongs to another program that is running. It is no error if it is
+// gone already.
+func (c *Container) Remove(ctx context.Context, opts *RemoveOptions) error {
+	return c.fail("remove", c.remove(ctx, opts))
+}
+
+func (c *Container) remove(ctx context.Context, opts *RemoveOptions) error {
+	e := c.eng
+	if err := e.use(); err != nil {
+		return err
+	}
+	if opts != nil && opts.Force {
+		if err := c.signal(syscall.SIGKILL); err == nil {
+			if _, err := c.wait(ctx); ctx.Err() != nil {
+				return err
+			}
+		} else if !errors.Is(err, ErrNotRunning) && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	if r := c.lastRun(); r != nil {
+		select {
+		case <-r.ended:
+			<-r.cleaned
+		default:
+			return ErrRunning
+		}
+	}
+	st, unlock, err := c.lock(ctx)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	switch {
+	case st.Status == StatusRunning && e.ownerAlive(st.Owner):
+		return ErrRunning
+	case st.Owner != e.owner.id && e.ownerAlive(st.Owner):
+		return fmt.Errorf("%w: the container belongs to another program that is running", ErrInUse)
+	}
+	// Removing goes on to its end once begun.
+	if err := e.discard(context.WithoutCancel(ctx), st); err != nil {
+		return err
+	}
+	e.disown(c.id)
+	return nil
+}

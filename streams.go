@@ -1,0 +1,135 @@
+package coracle
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"reflect"
+	"sync"
+
+	"github.com/coracle-dev/coracle/nsexec"
+)
+
+// streams connect the readers and writers of a spec with the descriptors of a process.
+type streams struct {
+	stdio  nsexec.Stdio
+	theirs []*os.File // given to the process; closed once it has them
+	ours   []*os.File // our ends of pipes, closed if the process never starts
+	input  *os.File   // our end of stdin, or nil
+	copies []func() error
+
+	output sync.WaitGroup // copies of output
+	mu     sync.Mutex
+	err    error // first failing Write to a writer of the spec
+}
+
+// newStreams opens the pipes that the spec's streams need, as os/exec does it.
+func newStreams(stdin io.Reader, stdout, stderr io.Writer) (_ *streams, err error) {
+	s := &streams{}
+	defer func() {
+		if err != nil {
+			s.abandon()
+		}
+	}()
+	if s.stdio.Stdin, err = s.reader(stdin); err != nil {
+		return nil, err
+	}
+	if s.stdio.Stdout, err = s.writer(stdout); err != nil {
+		return nil, err
+	}
+	if stderr != nil && sameWriter(stdout, stderr) {
+		s.stdio.Stderr = s.stdio.Stdout
+		return s, nil
+	}
+	s.stdio.Stderr, err = s.writer(stderr)
+	return s, err
+}
+
+// sameWriter compares interfaces, which panics for types that cannot be compared.
+func sameWriter(a, b io.Writer) bool {
+	return a != nil && reflect.TypeOf(a).Comparable() && reflect.TypeOf(b).Comparable() && a == b
+}
+
+func (s *streams) reader(r io.Reader) (*os.File, error) {
+	if r == nil {
+		return nil, nil
+	}
+	if f, ok := r.(*os.File); ok {
+		return f, nil
+	}
+	theirs, ours, err := os.Pipe()
+	if err != nil {
+		return nil, fmt.Errorf("make a pipe for stdin: %w", err)
+	}
+	s.theirs, s.ours, s.input = append(s.theirs, theirs), append(s.ours, ours), ours
+	s.copies = append(s.copies, func() error {
+		// That the container does not read all, or ends, is its own business: no error of writing is reported. A
+		// reader that never returns is left alone: nothing waits for this copy.
+		io.Copy(ours, r)
+		ours.Close()
+		return nil
+	})
+	return theirs, nil
+}
+
+func (s *streams) writer(w io.Writer) (*os.File, error) {
+	if w == nil {
+		return nil, nil
+	}
+	if f, ok := w.(*os.File); ok {
+		return f, nil
+	}
+	ours, theirs, err := os.Pipe()
+	if err != nil {
+		return nil, fmt.Errorf("make a pipe for output: %w", err)
+	}
+	s.theirs, s.ours = append(s.theirs, theirs), append(s.ours, ours)
+	s.output.Add(1)
+	s.copies = append(s.copies, func() error {
+		defer s.output.Done()
+		_, err := io.Copy(w, ours)
+		if err != nil {
+			io.Copy(io.Discard, ours) // a writer that fails must not block the container
+		}
+		ours.Close()
+		return err
+	})
+	return theirs, nil
+}
+
+// begin starts copying: the process has its ends now.
+func (s *streams) begin() {
+	for _, f := range s.theirs {
+		f.Close()
+	}
+	for _, c := range s.copies {
+		go func() {
+			if err := c(); err != nil {
+				s.mu.Lock()
+				if s.err == nil {
+					s.err = err
+				}
+				s.mu.Unlock()
+			}
+		}()
+	}
+}
+
+// end waits until all output has arrived and returns the first error of a writer. The process has ended, and with it
+// all that held the other ends.
+func (s *streams) end() error {
+	if s.input != nil {
+		s.input.Close()
+	}
+	s.output.Wait()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.err
+}
+
+// abandon closes everything: the process never started.
+func (s *streams) abandon() {
+	for _, f := range append(s.theirs, s.ours...) {
+		f.Close()
+	}
+}

@@ -1,0 +1,142 @@
+package coracle
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/coracle-dev/coracle/internal/filelock"
+)
+
+// sweep removes what dead engines left: their running containers, which the kernel has ended, and those with AutoRemove
+// or half made or half removed. Their other containers become nobody's. If all engines before this one were closed in
+// order, there is nothing to do but to see that.
+func (e *Engine) sweep(ctx context.Context) error {
+	lock, err := os.OpenFile(filepath.Join(e.root, "sweep.lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	// One at a time, and wait: whoever opens finds a clean root.
+	if err := filelock.Lock(ctx, lock); err != nil {
+		return err
+	}
+	dead, err := deadOwners(e.ownersDir())
+	defer func() {
+		for _, o := range dead {
+			o.file.Close()
+		}
+	}()
+	if err != nil || len(dead) == 0 {
+		return err
+	}
+	gone := make(map[string]bool, len(dead))
+	for _, o := range dead {
+		gone[o.id] = true
+	}
+	if err := e.sweepContainers(ctx, gone); err != nil {
+		return err
+	}
+	if err := e.sweepOrphans(ctx); err != nil {
+		return err
+	}
+	for _, o := range dead {
+		if err := os.Remove(o.file.Name()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+// sweepContainers goes through the containers of dead engines.
+func (e *Engine) sweepContainers(ctx context.Context, gone map[string]bool) error {
+	entries, err := os.ReadDir(e.containersDir())
+	if err != nil {
+		return err
+	}
+	for _, entry := range entries {
+		if owner, _, ok := strings.Cut(strings.TrimPrefix(entry.Name(), "."), "."); ok && entry.Name()[0] == '.' {
+			if gone[owner] {
+				if err := os.RemoveAll(filepath.Join(e.containersDir(), entry.Name())); err != nil {
+					return err
+				}
+			}
+			continue
+		}
+		st, err := e.readState(entry.Name())
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			e.log.Warn("a container's state cannot be read", "id", entry.Name(), "error", err)
+			continue
+		}
+		if !gone[st.Owner] {
+			continue
+		}
+		if st.Status == StatusRunning || st.Spec.AutoRemove {
+			e.log.Info("removing a container whose program was killed", "container", st.Name, "id", st.ID)
+			if err := e.discard(ctx, st); err != nil {
+				return err
+			}
+			continue
+		}
+		c := &Container{eng: e, id: st.ID, name: st.Name}
+		st.Owner = ""
+		if err := c.setState(st); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sweepOrphans removes names, snapshots and cgroups whose container has no directory any more: see state.go for the
+// order that makes this right.
+func (e *Engine) sweepOrphans(ctx context.Context) error {
+	exists := func(id string) bool {
+		_, err := os.Lstat(e.containerDir(id))
+		return !errors.Is(err, fs.ErrNotExist)
+	}
+	names, err := os.ReadDir(e.namesDir())
+	if err != nil {
+		return err
+	}
+	for _, entry := range names {
+		path := filepath.Join(e.namesDir(), entry.Name())
+		if id, err := os.Readlink(path); err == nil && !exists(id) {
+			if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+		}
+	}
+	snapshots, err := e.store.Snapshots()
+	if err != nil {
+		return err
+	}
+	for _, id := range snapshots {
+		if !validID(id) || exists(id) {
+			continue
+		}
+		if snap, err := e.store.OpenSnapshot(id); err == nil {
+			if err := snap.Remove(ctx); err != nil {
+				return err
+			}
+		}
+	}
+	groups, err := e.cgroups.Names()
+	if err != nil {
+		return err
+	}
+	for _, name := range groups {
+		id, ours := strings.CutPrefix(name, e.groupPrefix())
+		if ours && validID(id) && !exists(id) {
+			if err := e.removeGroup(ctx, id); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
