@@ -1,0 +1,248 @@
+package coracle
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/coracle-dev/coracle/layerfs"
+)
+
+// RegistryConfig says how an engine talks to registries. The zero value works.
+type RegistryConfig struct {
+	// Keychain knows the credentials. Nil means DockerKeychain{}: what `docker login` stored.
+	Keychain Keychain
+	// Transport sends the requests. It must not follow redirects and not decompress. Nil means one with the proxies
+	// of the environment (HTTPS_PROXY, NO_PROXY) and the system's certificates.
+	Transport http.RoundTripper
+	// PlainHTTP are registries, as in a reference ("registry.lan:5000"), that may be spoken to without TLS. The ones
+	// on this machine (localhost, 127.0.0.0/8, ::1) always may; https is tried first with all of them.
+	PlainHTTP []string
+	// IdleTimeout is how long a registry may send nothing, or less than 4 kB of a layer. Zero means one minute.
+	IdleTimeout time.Duration
+	// Parallelism is how many layers of an image are received and unpacked at once. Zero means 3.
+	Parallelism int
+}
+
+// A PullPolicy says when an image is fetched from its registry.
+type PullPolicy string
+
+const (
+	// PullAlways asks the registry what the reference stands for, and fetches what is not here yet.
+	PullAlways PullPolicy = "always"
+	// PullMissing asks the registry only where the image is not here.
+	PullMissing PullPolicy = "missing"
+	// PullNever does not ask the registry: an image that is not here does not exist.
+	PullNever PullPolicy = "never"
+)
+
+// PullOptions are the settings of one pull. Nil means the defaults.
+type PullOptions struct {
+	// Policy says when the registry is asked. Empty means PullAlways here, as in `docker pull`; a container's image
+	// has PullMissing.
+	Policy PullPolicy
+	// Platform chooses from an image with several: "linux/arm64", "linux/arm/v7". Empty means the host's.
+	Platform string
+	// Credentials are used in place of the keychain's. Nil means the keychain's; the zero Credentials are anonymous.
+	Credentials *Credentials
+	// PlainHTTP allows this registry to be spoken to without TLS.
+	PlainHTTP bool
+	// Progress, if not nil, is called as the pull goes on: at most some twenty times a second for each layer, never
+	// by two goroutines at once, and never after Pull has returned. It holds the pull up as long as it runs.
+	Progress func(Progress)
+}
+
+// Pull fetches an image from its registry and unpacks its layers. ref is a name with tag or digest as Docker takes
+// them: "alpine", "quay.io/team/app:v2", "localhost:5000/app@sha256:…". What is here already is not fetched again.
+//
+// Every manifest, configuration and layer is verified against its digest while it is received. A pull that fails or is
+// cancelled leaves the store as it was, but for whole verified layers, which the next one uses.
+//
+// The error is an [*OpError]. Its cause is a [*PullError] that names the part, where the registry is to blame; it
+// matches fs.ErrNotExist, fs.ErrPermission, os.ErrDeadlineExceeded or [ErrCorrupt] as that type says. A [*MediaTypeError]
+// is an image of a kind that cannot be run, and a [*PlatformError] one for other machines.
+func (e *Engine) Pull(ctx context.Context, ref string, opts *PullOptions) (*Image, error) {
+	var o PullOptions
+	if opts != nil {
+		o = *opts
+	}
+	if o.Policy == "" {
+		o.Policy = PullAlways
+	}
+	img, err := e.pull(ctx, ref, &o)
+	if err != nil {
+		return nil, imageError("pull", ref, err)
+	}
+	return img, nil
+}
+
+// imageFor returns the image of a container, pulling it if its spec says so.
+func (e *Engine) imageFor(ctx context.Context, spec *ContainerSpec) (*Image, error) {
+	policy := spec.Pull
+	if policy == "" {
+		policy = PullMissing
+	}
+	img, err := e.pull(ctx, spec.Image, &PullOptions{Policy: policy, Platform: spec.Platform})
+	if err != nil {
+		return nil, imageError("pull", spec.Image, err)
+	}
+	return img, nil
+}
+
+// imageError wraps what layerfs says in the terms of this package.
+func imageError(op, name string, err error) error {
+	if errors.Is(err, layerfs.ErrCorrupt) && !errors.Is(err, ErrCorrupt) {
+		err = fmt.Errorf("%w: %w", ErrCorrupt, err)
+	}
+	if errors.Is(err, layerfs.ErrClosed) && !errors.Is(err, ErrClosed) {
+		err = fmt.Errorf("%w: %w", ErrClosed, err)
+	}
+	return &OpError{Op: op, Kind: "image", Name: name, Err: err}
+}
+
+func (e *Engine) pull(ctx context.Context, name string, opts *PullOptions) (*Image, error) {
+	if err := e.use(); err != nil {
+		return nil, err
+	}
+	want, err := parsePlatform(opts.Platform)
+	if err != nil {
+		return nil, err
+	}
+	switch opts.Policy {
+	case PullAlways:
+	case PullMissing, PullNever:
+		img, err := e.findImage(ctx, name)
+		if err == nil {
+			if err = runsOn(&img.config, want); err == nil {
+				_, err = img.layers(ctx)
+			}
+			if err == nil {
+				return img, nil
+			}
+		}
+		if opts.Policy == PullNever {
+			return nil, err
+		}
+		if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, ErrCorrupt) && !errors.Is(err, layerfs.ErrCorrupt) {
+			return nil, err
+		}
+	default:
+		return nil, fmt.Errorf("pull policy %s: %w", quoteShort(string(opts.Policy)), ErrInvalid)
+	}
+	ref, err := ParseReference(name)
+	if err != nil {
+		return nil, err
+	}
+	client, err := newRegistryClient(ctx, ref, e.config.Registry, opts)
+	if err != nil {
+		return nil, err
+	}
+	defer client.close()
+	return e.pullFrom(ctx, client, ref, want, opts)
+}
+
+// pullFrom fetches the parts in the order in which they name each other, and stores them in the opposite one, so that
+// what is in the store is complete.
+func (e *Engine) pullFrom(ctx context.Context, client *registryClient, ref Reference, want ocispec.Platform, opts *PullOptions) (*Image, error) {
+	data, desc, err := client.manifest(ctx, ref.Tag, ref.Digest)
+	if err != nil {
+		return nil, err
+	}
+	doc, err := parseManifest(desc.MediaType, data)
+	if err != nil {
+		return nil, client.failed(ctx, "manifest", desc.Digest, err)
+	}
+	if doc.Index != nil {
+		chosen, err := choosePlatform(doc.Index, want)
+		if err != nil {
+			return nil, client.failed(ctx, "manifest", desc.Digest, err)
+		}
+		if data, desc, err = client.manifest(ctx, "", chosen.Digest); err != nil {
+			return nil, err
+		}
+		if desc.Size != chosen.Size {
+			return nil, client.failed(ctx, "manifest", desc.Digest, fmt.Errorf("it has %d bytes, its index says %d: %w", desc.Size, chosen.Size, ErrCorrupt))
+		}
+		if doc, err = parseManifest(desc.MediaType, data); err == nil && doc.MediaType != chosen.MediaType {
+			err = fmt.Errorf("it is of media type %s, its index says %s: %w", quoteShort(doc.MediaType), quoteShort(chosen.MediaType), ErrInvalid)
+		}
+		if err != nil {
+			return nil, client.failed(ctx, "manifest", desc.Digest, err)
+		}
+	}
+	desc.MediaType = doc.MediaType
+	rawConfig, err := client.config(ctx, doc.Manifest.Config)
+	if err != nil {
+		return nil, err
+	}
+	config, err := parseConfig(rawConfig, doc.Manifest)
+	if err == nil {
+		err = runsOn(config, want)
+	}
+	if err != nil {
+		return nil, client.failed(ctx, "config", doc.Manifest.Config.Digest, err)
+	}
+	if err := e.pullLayers(ctx, client, ref, doc.Manifest, config, opts.Progress); err != nil {
+		return nil, err
+	}
+	p := normalPlatform(config.Platform)
+	if p.OS == "" {
+		p = want
+	}
+	desc.Platform = &p
+	return e.addImage(ctx, ref.key(), desc, data, doc.Manifest.Config, rawConfig)
+}
+
+// pullLayers receives and unpacks what is missing of the layers, several at once.
+func (e *Engine) pullLayers(ctx context.Context, client *registryClient, ref Reference, m *ocispec.Manifest, config *ocispec.Image, progress func(Progress)) error {
+	digests, sizes := make([]digest.Digest, len(m.Layers)), make([]int64, len(m.Layers))
+	for i, l := range m.Layers {
+		digests[i], sizes[i] = l.Digest, l.Size
+	}
+	report := newProgressReporter(progress, ref.String(), digests, sizes)
+	specs := make([]layerfs.LayerSpec, len(m.Layers))
+	for i, l := range m.Layers {
+		specs[i] = layerfs.LayerSpec{
+			Descriptor: l,
+			DiffID:     config.RootFS.DiffIDs[i],
+			Open:       func(ctx context.Context) (io.ReadCloser, error) { return client.layer(ctx, l) },
+			Progress:   report.layer(i),
+		}
+	}
+	if _, err := e.store.UnpackAll(ctx, specs, &layerfs.UnpackOptions{Parallelism: e.config.Registry.Parallelism}); err != nil {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if errors.Is(err, layerfs.ErrCorrupt) {
+			return client.failed(ctx, "layer", "", fmt.Errorf("%w: %w", ErrCorrupt, err))
+		}
+		return err
+	}
+	report.done()
+	return nil
+}
+
+// addImage stores what describes an image whose layers are unpacked, and gives it its name.
+func (e *Engine) addImage(ctx context.Context, key string, desc ocispec.Descriptor, manifest []byte, configDesc ocispec.Descriptor, config []byte) (*Image, error) {
+	for _, blob := range []struct {
+		desc ocispec.Descriptor
+		data []byte
+	}{{configDesc, config}, {desc, manifest}} {
+		if err := e.writeBlob(ctx, blob.desc, blob.data); err != nil {
+			return nil, err
+		}
+	}
+	if old, err := e.store.Resolve(key); err != nil || old.Digest != desc.Digest {
+		if err := e.store.Tag(ctx, key, desc); err != nil {
+			return nil, err
+		}
+	}
+	return e.loadImage(ctx, desc, []string{key})
+}
