@@ -395,25 +395,18 @@ static void mount_overlay(const char *dir) /* shorter than 2048 */
 	snprintf(work, sizeof(work), "%s/work", dir);
 	int fs = syscall(SYS_fsopen, "overlay", FSOPEN_CLOEXEC);
 	CHECK(fs, "fsopen");
-	int whole = 0;
+	/* fsconfig takes strings of at most 255 bytes; one by one, lower directories need Linux 6.8. */
+	size_t length = 0;
 	for (int i = 0; i < nlower; i++)
-		if (syscall(SYS_fsconfig, fs, FSCONFIG_SET_STRING, "lowerdir+", lower[i], 0) < 0) {
-			if (i == 0 && errno == EINVAL) { /* before Linux 6.8 */
-				whole = 1;
-				break;
-			}
-			die("lowerdir+ %s", lower[i]);
-		}
-	if (whole) {
+		length += strlen(lower[i]) + 1;
+	if (length <= 255) {
 		char all[256] = "";
-		for (int i = 0; i < nlower; i++) {
-			if (strlen(all) + strlen(lower[i]) + 2 > sizeof(all)) {
-				errno = ENAMETOOLONG;
-				die("lowerdir: use shorter paths");
-			}
+		for (int i = 0; i < nlower; i++)
 			strcat(strcat(all, i ? ":" : ""), lower[i]);
-		}
 		CHECK(syscall(SYS_fsconfig, fs, FSCONFIG_SET_STRING, "lowerdir", all, 0), "lowerdir");
+	} else {
+		for (int i = 0; i < nlower; i++)
+			CHECK(syscall(SYS_fsconfig, fs, FSCONFIG_SET_STRING, "lowerdir+", lower[i], 0), "lowerdir+ %s", lower[i]);
 	}
 	const char *options[][2] = {
 		{ "upperdir", upper }, { "workdir", work }, { "index", "off" }, { "metacopy", "off" }, { "redirect_dir", "nofollow" },
