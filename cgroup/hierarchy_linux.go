@@ -1,0 +1,500 @@
+package cgroup
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+)
+
+// Hierarchy is the place where groups are made: one parent in each hierarchy that is mounted. It may be used by several
+// goroutines, and by several processes with the same parent.
+type Hierarchy struct {
+	mode    Mode
+	log     *slog.Logger
+	parent  string
+	trees   []*tree // v1 first, and last the v2 one
+	once    sync.Map
+	devices deviceFilters
+}
+
+// tree is one mounted hierarchy.
+type tree struct {
+	mount       string   // where it is mounted
+	own         string   // the cgroup of this process, from the mount point; "/" when it is outside of what is mounted
+	v2          bool     //
+	controllers []string // v1: what it is; v2: what the children of the parent can have
+	mu          sync.RWMutex
+	fd          int    // the parent, or -1
+	path        string // of the parent, absolute: for Path and for errors
+	err         error  // why there is no parent
+	dead        []int  // former values of fd
+}
+
+// legacyControllers are the v1 hierarchies that a group is made in. A hierarchy of another kind (perf_event, net_cls) has
+// no limit to set.
+var legacyControllers = []string{"cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids", "hugetlb"}
+
+// systemdName is the v1 hierarchy in which systemd keeps track of processes.
+const systemdName = "name=systemd"
+
+// Open finds the hierarchies and makes the parent in each. That there are none, or none that may be written, is not an
+// error: see [Hierarchy.Create].
+func Open(config Config) (*Hierarchy, error) {
+	parent := config.Parent
+	if parent == "" {
+		parent = DefaultParent
+	}
+	if !path.IsAbs(parent) || path.Clean(parent) != parent || parent == "/" || strings.ContainsAny(parent, "\x00\n") {
+		return nil, fmt.Errorf("cgroup: parent %q: want a clean absolute path below the root, such as %q", parent, DefaultParent)
+	}
+	log := config.Logger
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	trees, err := mounted()
+	if err != nil {
+		return nil, fmt.Errorf("cgroup: find the hierarchies: %w", err)
+	}
+	h := &Hierarchy{log: log, parent: parent}
+	var v1, v2 bool
+	for _, t := range trees {
+		v2 = v2 || t.v2
+		v1 = v1 || !t.v2 && !slices.Contains(t.controllers, systemdName)
+	}
+	switch {
+	case v1 && v2:
+		h.mode = ModeHybrid
+	case v1:
+		h.mode = ModeLegacy
+	case v2:
+		h.mode = ModeUnified
+	}
+	for _, t := range trees {
+		// The v2 tree freezes as well, and kills: one group less to make.
+		if v2 && !t.v2 && slices.Equal(t.controllers, []string{"freezer"}) {
+			continue
+		}
+		t.open(parent)
+		h.trees = append(h.trees, t)
+	}
+	return h, nil
+}
+
+// mounted returns the hierarchies that this process sees.
+func mounted() ([]*tree, error) {
+	mounts, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("cgroup", "cgroup2"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil // no /proc
+	}
+	if err != nil {
+		return nil, err
+	}
+	own, err := ownGroups()
+	if err != nil {
+		return nil, err
+	}
+	var trees []*tree
+	var unified *tree
+	seen := make(map[string]bool)
+	for _, m := range mounts {
+		t := &tree{mount: m.Mountpoint, fd: -1}
+		key := ""
+		if m.FSType == "cgroup2" {
+			if unified != nil {
+				continue
+			}
+			t.v2, unified = true, t
+		} else {
+			for _, o := range strings.Split(m.VFSOptions, ",") {
+				if slices.Contains(legacyControllers, o) || o == systemdName {
+					t.controllers = append(t.controllers, o)
+				}
+			}
+			if len(t.controllers) == 0 || seen[t.controllers[0]] {
+				continue
+			}
+			seen[t.controllers[0]] = true
+			key = t.controllers[0]
+			trees = append(trees, t)
+		}
+		t.own = below(m.Root, own[key])
+	}
+	if unified != nil {
+		trees = append(trees, unified)
+	}
+	return trees, nil
+}
+
+// ownGroups returns the cgroup of this process by controller; "" stands for the v2 tree.
+func ownGroups() (map[string]string, error) {
+	data, err := os.ReadFile("/proc/self/cgroup")
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	own := make(map[string]string)
+	for line := range strings.Lines(string(data)) {
+		f := strings.SplitN(strings.TrimSuffix(line, "\n"), ":", 3)
+		if len(f) != 3 {
+			continue
+		}
+		for _, c := range strings.Split(f[1], ",") {
+			own[c] = f[2]
+		}
+	}
+	return own, nil
+}
+
+// below returns where the cgroup own lies below a mount point that shows the cgroup root.
+func below(root, own string) string {
+	if root == "/" || own == root {
+		own = path.Join("/", strings.TrimPrefix(own, root))
+	} else if rest, ok := strings.CutPrefix(own, root+"/"); ok {
+		own = "/" + rest
+	} else {
+		own = "/"
+	}
+	if strings.HasPrefix(own, "/..") {
+		return "/"
+	}
+	return own
+}
+
+// open makes the parent, as far up as this process may.
+func (t *tree) open(parent string) {
+	var first error
+	for _, base := range ancestors(t.own) {
+		fd, err := t.makeParent(base, parent)
+		if err == nil {
+			t.fd, t.path, t.err = fd, path.Join(t.mount, base, parent), nil
+			return
+		}
+		if first == nil {
+			first = err
+		}
+	}
+	t.err = first
+}
+
+// ancestors returns "/", "/a", "/a/b" for "/a/b".
+func ancestors(p string) []string {
+	all := []string{"/"}
+	for i := 1; i < len(p); i++ {
+		if p[i] == '/' {
+			all = append(all, p[:i])
+		}
+	}
+	if len(p) > 1 {
+		all = append(all, p)
+	}
+	return all
+}
+
+// makeParent opens the parent below base and makes what is missing of it.
+func (t *tree) makeParent(base, parent string) (int, error) {
+	fd, err := unix.Open(path.Join(t.mount, base), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, &fs.PathError{Op: "open", Path: path.Join(t.mount, base), Err: err}
+	}
+	at := path.Join(t.mount, base)
+	for _, part := range strings.Split(parent[1:], "/") {
+		t.prepare(fd, at == t.mount)
+		err := unix.Mkdirat(fd, part, 0o755)
+		made := err == nil
+		if err != nil && err != unix.EEXIST {
+			unix.Close(fd)
+			return -1, &fs.PathError{Op: "mkdir", Path: path.Join(at, part), Err: err}
+		}
+		at = path.Join(at, part)
+		next, err := unix.Openat(fd, part, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+		if err == nil && (made || slices.Contains(t.controllers, "cpuset")) {
+			err = t.adopt(fd, next)
+		}
+		// A parent that others made and that is theirs alone is no place for our groups.
+		if err == nil {
+			err = unix.Faccessat(next, ".", unix.W_OK, unix.AT_EACCESS)
+		}
+		unix.Close(fd)
+		if err != nil {
+			if next >= 0 {
+				unix.Close(next)
+			}
+			return -1, &fs.PathError{Op: "open", Path: at, Err: err}
+		}
+		fd = next
+	}
+	t.prepare(fd, false)
+	if t.v2 {
+		data, err := readAt(fd, "cgroup.subtree_control")
+		if err != nil {
+			unix.Close(fd)
+			return -1, &fs.PathError{Op: "read", Path: path.Join(at, "cgroup.subtree_control"), Err: err}
+		}
+		t.controllers = strings.Fields(string(data))
+	}
+	return fd, nil
+}
+
+// prepare enables the controllers for the children of a v2 group, as far as it can: what is missing in the end is an
+// error when a limit asks for it. A group that holds processes is left alone, except for the root, where that is allowed:
+// the kernel would refuse most controllers, and turn the group into a threaded one for the rest.
+func (t *tree) prepare(fd int, root bool) {
+	if !t.v2 {
+		return
+	}
+	has, err := readAt(fd, "cgroup.controllers")
+	if err != nil {
+		return
+	}
+	on, err := readAt(fd, "cgroup.subtree_control")
+	if err != nil {
+		return
+	}
+	enabled := strings.Fields(string(on))
+	var missing []string
+	for _, c := range strings.Fields(string(has)) {
+		if !slices.Contains(enabled, c) {
+			missing = append(missing, "+"+c)
+		}
+	}
+	if len(missing) == 0 {
+		return
+	}
+	if !root {
+		if procs, err := readAt(fd, "cgroup.procs"); err != nil || len(procs) > 0 {
+			return
+		}
+	}
+	if writeAt(fd, "cgroup.subtree_control", strings.Join(missing, " ")) == nil {
+		return
+	}
+	for _, c := range missing {
+		_ = writeAt(fd, "cgroup.subtree_control", c)
+	}
+}
+
+// adopt gives a v1 cpuset the processors and memory nodes of its parent, without which no process can join, and has the
+// kernel do the same for its children.
+func (t *tree) adopt(parent, fd int) error {
+	if t.v2 || !slices.Contains(t.controllers, "cpuset") {
+		return nil
+	}
+	for _, file := range []string{"cpuset.cpus", "cpuset.mems"} {
+		have, err := readAt(fd, file)
+		if err != nil {
+			return err
+		}
+		if len(bytes.TrimSpace(have)) > 0 {
+			continue
+		}
+		value, err := readAt(parent, file)
+		if err != nil {
+			return err
+		}
+		if err := writeAt(fd, file, string(bytes.TrimSpace(value))); err != nil {
+			return err
+		}
+	}
+	if on, err := readAt(fd, "cgroup.clone_children"); err == nil && string(bytes.TrimSpace(on)) == "1" {
+		return nil
+	}
+	return writeAt(fd, "cgroup.clone_children", "1")
+}
+
+// reopen makes the parent again after another process, closing its hierarchy, removed the empty one. old is the
+// descriptor that was found dead.
+func (t *tree) reopen(old int, parent string) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.fd != old {
+		return t.err // another goroutine was faster
+	}
+	t.open(parent)
+	if t.err == nil {
+		t.dead = append(t.dead, old) // others may be using it
+	}
+	return t.err
+}
+
+// dir returns the descriptor of the parent.
+func (t *tree) dir() (int, error) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return t.fd, t.err
+}
+
+// Close removes the parents if they are empty, and frees what Open took. It must not be called while another method runs.
+func (h *Hierarchy) Close() error {
+	for _, t := range h.trees {
+		t.mu.Lock()
+		if t.fd >= 0 {
+			// Not ours alone: whoever else uses it makes it again. Groups below it make this fail, as it should.
+			_ = unix.Rmdir(t.path)
+			unix.Close(t.fd)
+			t.fd, t.err = -1, fs.ErrClosed
+		}
+		for _, fd := range t.dead {
+			unix.Close(fd)
+		}
+		t.dead = nil
+		t.mu.Unlock()
+	}
+	h.devices.close()
+	return nil
+}
+
+// Mode returns which hierarchies there are.
+func (h *Hierarchy) Mode() Mode { return h.mode }
+
+// Controllers returns the names of the controllers that groups can have, sorted.
+func (h *Hierarchy) Controllers() []string {
+	var all []string
+	for _, t := range h.trees {
+		if _, err := t.dir(); err != nil {
+			continue
+		}
+		for _, c := range t.controllers {
+			if c != systemdName {
+				all = append(all, c)
+			}
+		}
+	}
+	slices.Sort(all)
+	return slices.Compact(all)
+}
+
+// Names returns the names of the groups below the parent in any hierarchy, sorted: those of this process and of any
+// other with the same parent, and what either left behind.
+func (h *Hierarchy) Names() ([]string, error) {
+	var names []string
+	for _, t := range h.trees {
+		fd, err := t.dir()
+		if err != nil {
+			continue
+		}
+		found, err := subdirs(fd, 0)
+		if err != nil && err != unix.ENOENT {
+			return nil, &fs.PathError{Op: "read", Path: t.path, Err: err}
+		}
+		for _, name := range found {
+			if checkName(name) == nil {
+				names = append(names, name)
+			}
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names), nil
+}
+
+// subdirs returns the names of the directories in dir; at most limit of them if that is not 0.
+func subdirs(dir, limit int) ([]string, error) {
+	fd, err := unix.Openat(dir, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	f := os.NewFile(uintptr(fd), "cgroup")
+	defer f.Close()
+	var names []string
+	for {
+		entries, err := f.ReadDir(128)
+		for _, e := range entries {
+			if e.IsDir() {
+				names = append(names, e.Name())
+				if limit > 0 && len(names) == limit {
+					return names, nil
+				}
+			}
+		}
+		if err != nil || len(entries) == 0 {
+			var pe *fs.PathError
+			if errors.As(err, &pe) {
+				return names, pe.Err
+			}
+			return names, nil
+		}
+	}
+}
+
+// logOnce logs a message the first time it is called with it.
+func (h *Hierarchy) logOnce(msg string, args ...any) {
+	if _, again := h.once.LoadOrStore(msg, true); !again {
+		h.log.Warn(msg, args...)
+	}
+}
+
+// maxFile bounds what is read from a file of the kernel's: the longest, memory.stat and cgroup.procs, have far less.
+const maxFile = 16 << 20
+
+// readAt returns the content of a small file.
+func readAt(dir int, file string) ([]byte, error) {
+	fd, err := retryOpen(dir, file, unix.O_RDONLY)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd)
+	buf := make([]byte, 4096)
+	n := 0
+	for {
+		m, err := unix.Read(fd, buf[n:])
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if m == 0 {
+			return buf[:n], nil
+		}
+		if n += m; n == len(buf) {
+			if n >= maxFile {
+				return nil, unix.EFBIG
+			}
+			buf = append(buf, make([]byte, n)...)
+		}
+	}
+}
+
+// writeAt writes a value to a file in one write, as the kernel wants it.
+func writeAt(dir int, file, value string) error {
+	fd, err := retryOpen(dir, file, unix.O_WRONLY)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return writeFd(fd, value)
+}
+
+func writeFd(fd int, value string) error {
+	for {
+		n, err := syscall.Write(fd, []byte(value))
+		if err == unix.EINTR {
+			continue
+		}
+		if err == nil && n != len(value) {
+			return unix.EIO
+		}
+		return err
+	}
+}
+
+func retryOpen(dir int, file string, flags int) (int, error) {
+	for {
+		fd, err := unix.Openat(dir, file, flags|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+		if err != unix.EINTR {
+			return fd, err
+		}
+	}
+}
