@@ -34,14 +34,13 @@ import (
 )
 
 type options struct {
-	arch     string
-	memory   string
-	cpus     int
-	timeout  time.Duration
-	accel    string
-	keep     bool
-	binaries bool
-	plan     guestplan.Plan
+	arch    string
+	memory  string
+	cpus    int
+	timeout time.Duration
+	accel   string
+	keep    bool
+	plan    guestplan.Plan
 }
 
 func main() {
