@@ -56,6 +56,8 @@ type dirNode struct {
 	mtime    time.Time
 	xattrs   []tarXattr
 	opaque   bool
+	// whiteouts are the names of those in it, or of what has replaced them since.
+	whiteouts []string
 	// explicit: the archive has an entry for it.
 	explicit bool
 	gone     bool
@@ -393,6 +395,9 @@ func (a *applier) whiteout(dir *dirNode, pfd int, base string) error {
 	err := unix.Mknodat(pfd, name, unix.S_IFCHR, 0)
 	if err == unix.EEXIST {
 		return nil
+	}
+	if err == nil {
+		dir.whiteouts = append(dir.whiteouts, name)
 	}
 	return err
 }
@@ -762,7 +767,7 @@ func (a *applier) finish(d *dirNode) error {
 	if err != nil {
 		return entryError("open directory of", path(), err)
 	}
-	if d.opaque || len(d.xattrs) > 0 || d.mode != 0o755 || a.fixModes {
+	if d.opaque || len(d.whiteouts) > 0 || len(d.xattrs) > 0 || d.mode != 0o755 || a.fixModes {
 		fd, err := openatRetry(pfd, d.name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 		if err == nil {
 			err = a.finishOpen(fd, d)
@@ -810,6 +815,23 @@ func (a *applier) finishOpen(fd int, d *dirNode) error {
 			return os.NewSyscallError("setxattr "+opaqueXattr(a.userXattrs), err)
 		}
 	}
+	if len(d.whiteouts) > 0 && d.hidesLower() {
+		// With nothing below to hide they would show in listings themselves.
+		for _, name := range d.whiteouts {
+			var st unix.Stat_t
+			if err := unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err == nil && isWhiteout(&st) {
+				if err := unix.Unlinkat(fd, name, 0); err != nil {
+					return err
+				}
+			}
+		}
+	} else if len(d.whiteouts) > 0 {
+		// Where no layer below has this directory overlayfs would list it as it is, whiteouts and all, unless it looks
+		// like one that was copied up. An empty value says "from where is unknown".
+		if err := unix.Fsetxattr(fd, overlayXattr(a.userXattrs, "origin"), nil, 0); err != nil {
+			return os.NewSyscallError("setxattr "+overlayXattr(a.userXattrs, "origin"), err)
+		}
+	}
 	hasACL := false
 	for _, x := range d.xattrs {
 		hasACL = hasACL || x.name == "system.posix_acl_access"
@@ -825,12 +847,14 @@ func (a *applier) finishOpen(fd int, d *dirNode) error {
 	return futimens(fd, d.mtime)
 }
 
-func opaqueXattr(user bool) string {
+func overlayXattr(user bool, name string) string {
 	if user {
-		return "user.overlay.opaque"
+		return "user.overlay." + name
 	}
-	return "trusted.overlay.opaque"
+	return "trusted.overlay." + name
 }
+
+func opaqueXattr(user bool) string { return overlayXattr(user, "opaque") }
 
 // path is relative to the root of the layer, without a leading slash.
 func (d *dirNode) path() string {

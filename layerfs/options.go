@@ -33,8 +33,8 @@ type Limits struct {
 	FileBytes int64
 	// Entries is the most entries of an archive: default 4,000,000.
 	Entries int64
-	// Ratio is the most decompressed bytes for each compressed byte, once 64 MiB have come out: default 1,200 (gzip
-	// cannot do more than 1,032).
+	// Ratio is the most decompressed bytes for each compressed byte, once 1 GiB has come out: default 1,200. gzip
+	// cannot do more than 1,032; zstd can with zeros, of which an honest layer has less than that gigabyte.
 	Ratio int64
 	// Depth is the most components of a path: default 512.
 	Depth int

@@ -26,9 +26,8 @@ import (
 // The blob file between the first two means that the download never waits for the disk or for the layers below, with
 // nothing held in memory; the chunks are a fixed set that goes around.
 const (
-	chunkSize   = 128 << 10
-	chunkCount  = 16
-	ratioFreeOf = 64 << 20
+	chunkSize  = 128 << 10
+	chunkCount = 16
 )
 
 // follower reads a file while another goroutine is still writing it.
@@ -239,13 +238,14 @@ type chunk struct {
 type chunks struct {
 	free, toHash, toApply chan *chunk
 	err                   error // of decompress, valid after toApply is closed
+	ratioFree             int64 // bytes that come out before Limits.Ratio counts
 
 	cur  *chunk
 	rest []byte
 }
 
 func newChunks() *chunks {
-	c := &chunks{free: make(chan *chunk, chunkCount), toHash: make(chan *chunk, chunkCount), toApply: make(chan *chunk, chunkCount)}
+	c := &chunks{ratioFree: 1 << 30, free: make(chan *chunk, chunkCount), toHash: make(chan *chunk, chunkCount), toApply: make(chan *chunk, chunkCount)}
 	for range chunkCount {
 		c.free <- &chunk{buf: make([]byte, chunkSize)}
 	}
@@ -279,7 +279,7 @@ func (c *chunks) decompress(ctx context.Context, w *follower, limits *Limits) {
 		}
 		n, err := readSome(r, k.buf)
 		total += int64(n)
-		if total > ratioFreeOf && total/limits.Ratio > w.off.Load() {
+		if total > c.ratioFree && total/limits.Ratio > w.off.Load() {
 			c.err = &LimitError{Limit: "Ratio", Max: limits.Ratio}
 			return
 		}

@@ -1,0 +1,320 @@
+package layerfs
+
+import (
+	"archive/tar"
+	"fmt"
+	"maps"
+	"os"
+	"path"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+	"pgregory.net/rapid"
+
+	"github.com/coracle-dev/coracle/internal/testutil"
+)
+
+// model is a plain file system in memory that archives are extracted into one after another: what the OCI image
+// specification says a stack of layers means, without any of this package's code.
+type model struct {
+	root *mnode
+}
+
+type mnode struct {
+	kind  byte // 'd', 'f', 'l'
+	data  string
+	mode  int64
+	kids  map[string]*mnode
+	layer int // that made or changed the name last
+}
+
+func newDirNode(layer int) *mnode {
+	return &mnode{kind: 'd', mode: 0o755, kids: map[string]*mnode{}, layer: layer}
+}
+
+// parent resolves the directory of a path, following links in the root, making what is missing. nil means that a file
+// is in the way.
+func (m *model) parent(comps []string, layer int) *mnode {
+	stack := []*mnode{m.root}
+	links := 0
+	for len(comps) > 0 {
+		c := comps[0]
+		comps = comps[1:]
+		cur := stack[len(stack)-1]
+		switch c {
+		case "", ".":
+			continue
+		case "..":
+			if len(stack) > 1 {
+				stack = stack[:len(stack)-1]
+			}
+			continue
+		}
+		k := cur.kids[c]
+		if k == nil {
+			k = newDirNode(layer)
+			cur.kids[c] = k
+		}
+		switch k.kind {
+		case 'd':
+			k.layer = layer
+			stack = append(stack, k)
+		case 'l':
+			if links++; links > 40 {
+				return nil
+			}
+			if strings.HasPrefix(k.data, "/") {
+				stack = stack[:1]
+			}
+			comps = append(strings.Split(k.data, "/"), comps...)
+		default:
+			return nil
+		}
+	}
+	return stack[len(stack)-1]
+}
+
+// apply extracts an archive. ok is false where an honest extractor gives up.
+func (m *model) apply(ents []ent, layer int) (ok bool) {
+	for _, e := range ents {
+		comps := strings.Split(strings.Trim(e.name, "/"), "/")
+		base := comps[len(comps)-1]
+		dir := m.parent(comps[:len(comps)-1], layer)
+		if dir == nil {
+			return false
+		}
+		if base == whOpaque {
+			m.hide(dir, layer)
+			continue
+		}
+		if name, ok := strings.CutPrefix(base, ".wh."); ok {
+			if k := dir.kids[name]; k != nil {
+				if k.layer != layer {
+					delete(dir.kids, name)
+				} else {
+					m.hide(k, layer)
+				}
+			}
+			continue
+		}
+		old := dir.kids[base]
+		switch {
+		case e.kind == tar.TypeDir:
+			if old == nil || old.kind != 'd' {
+				old = newDirNode(layer)
+				dir.kids[base] = old
+			}
+			old.mode, old.layer = e.mode, layer
+		case e.kind == tar.TypeSymlink:
+			dir.kids[base] = &mnode{kind: 'l', data: e.link, layer: layer}
+		case e.kind == tar.TypeLink:
+			tc := strings.Split(e.link, "/")
+			if old != nil && old.kind == 'd' {
+				delete(dir.kids, base)
+			}
+			td := m.parent(tc[:len(tc)-1], layer)
+			if td == nil {
+				return false
+			}
+			t := td.kids[tc[len(tc)-1]]
+			if t == nil || t.kind == 'd' {
+				return false
+			}
+			// Both names are in this layer from now on.
+			t.layer = layer
+			dir.kids[base] = t
+		default:
+			dir.kids[base] = &mnode{kind: 'f', data: e.data, mode: e.mode, layer: layer}
+		}
+	}
+	return true
+}
+
+// hide removes what other layers have in a directory.
+func (m *model) hide(d *mnode, layer int) {
+	for name, k := range d.kids {
+		if k.layer != layer {
+			delete(d.kids, name)
+		} else if k.kind == 'd' {
+			m.hide(k, layer)
+		}
+	}
+}
+
+func (m *model) list() map[string]string {
+	out := map[string]string{}
+	first := map[*mnode]string{}
+	var walk func(string, *mnode)
+	walk = func(p string, n *mnode) {
+		if p != "" {
+			same := ""
+			if n.kind == 'f' {
+				if f, ok := first[n]; ok {
+					same = "=" + f
+				} else {
+					first[n] = p
+				}
+			}
+			mode := n.mode
+			if n.kind == 'l' {
+				mode = 0o777
+			}
+			out[p] = fmt.Sprintf("%c %o %q%s", n.kind, mode, n.data, same)
+		}
+		for _, k := range slices.Sorted(maps.Keys(n.kids)) {
+			walk(path.Join(p, k), n.kids[k])
+		}
+	}
+	walk("", m.root)
+	return out
+}
+
+func listTree(t testing.TB, root string) map[string]string {
+	out := map[string]string{}
+	for p, f := range scan(t, root) {
+		if p == "." {
+			continue
+		}
+		var data string
+		kind := 'f'
+		switch f.mode & unix.S_IFMT {
+		case unix.S_IFDIR:
+			kind = 'd'
+		case unix.S_IFLNK:
+			kind, data = 'l', f.link
+		case unix.S_IFREG:
+			b, err := os.ReadFile(path.Join(root, p))
+			if err != nil {
+				t.Fatal(err)
+			}
+			data = string(b)
+		default:
+			kind = '?'
+		}
+		same := ""
+		if kind == 'f' && f.same != "" && f.same != p {
+			same = "=" + f.same
+		}
+		out[p] = fmt.Sprintf("%c %o %q%s", kind, f.mode&0o7777, data, same)
+	}
+	return out
+}
+
+// genEntry makes entries over few names, so that they meet.
+func genEntry(t *rapid.T, layer, i int) ent {
+	name := rapid.SampledFrom([]string{"a", "b", "c"})
+	parts := rapid.SliceOfN(name, 1, 3).Draw(t, "path")
+	p := strings.Join(parts, "/")
+	switch rapid.IntRange(0, 11).Draw(t, "kind") {
+	case 0, 1, 2, 3:
+		return ent{name: p + "/", kind: tar.TypeDir, mode: rapid.SampledFrom([]int64{0o755, 0o700, 0o1777}).Draw(t, "mode")}
+	case 4, 5, 6:
+		return ent{name: p, kind: tar.TypeReg, mode: rapid.SampledFrom([]int64{0o644, 0o600}).Draw(t, "mode"), data: fmt.Sprintf("%d.%d", layer, i)}
+	case 7:
+		target := rapid.SampledFrom([]string{"a", "b", "c", "/a", "/b/c", "../b", "../../a/c", "nowhere"}).Draw(t, "target")
+		return ent{name: p, kind: tar.TypeSymlink, link: target}
+	case 8:
+		return ent{name: p, kind: tar.TypeLink, link: strings.Join(rapid.SliceOfN(name, 1, 3).Draw(t, "link"), "/")}
+	case 9, 10:
+		parts[len(parts)-1] = ".wh." + parts[len(parts)-1]
+		return ent{name: strings.Join(parts, "/"), kind: tar.TypeReg}
+	default:
+		return ent{name: p + "/" + whOpaque, kind: tar.TypeReg}
+	}
+}
+
+// Layers unpacked here and stacked by overlayfs are what extracting them one after another gives. A layer that an extractor
+// refuses must be refused here, and the other way round.
+func TestStackEqualsSequentialExtraction(t *testing.T) {
+	testutil.RequireRoot(t)
+	s := openTest(t, nil)
+	n := 0
+	kinds := map[byte]int{}
+	rapid.Check(t, func(rt *rapid.T) {
+		m := &model{root: newDirNode(0)}
+		var specs []LayerSpec
+		var all [][]ent
+		ok := true
+		for l := range rapid.IntRange(1, 4).Draw(rt, "layers") {
+			count := rapid.IntRange(1, 8).Draw(rt, "entries")
+			var ents []ent
+			for i := range count {
+				ents = append(ents, genEntry(rt, l, i))
+			}
+			if !unordered(ents) {
+				rt.Skip("the meaning depends on the order of whiteouts")
+			}
+			all = append(all, ents)
+			archive := makeTar(t, ents...)
+			specs = append(specs, specOf(archive, archive))
+			if ok = m.apply(ents, l+1); !ok {
+				break
+			}
+		}
+		layers, err := s.UnpackAll(t.Context(), specs, nil)
+		if (err == nil) != ok {
+			rt.Fatalf("unpack: %v, extraction is possible: %v\n%s", err, ok, dumpLayers(all))
+		}
+		if err != nil {
+			return
+		}
+		for _, l := range layers {
+			kinds[l.Key[0]]++
+		}
+		n++
+		snap, err := s.NewSnapshot(t.Context(), fmt.Sprintf("s%d", n), layers, &SnapshotOptions{Volatile: true})
+		if err != nil {
+			rt.Fatal(err)
+		}
+		f, err := snap.Mount(t.Context(), nil)
+		if err != nil {
+			rt.Fatal(err)
+		}
+		got := listTree(t, fmt.Sprintf("/proc/self/fd/%d/", f.Fd()))
+		f.Close()
+		if err := snap.Remove(t.Context()); err != nil {
+			rt.Fatal(err)
+		}
+		if want := m.list(); !maps.Equal(want, got) {
+			rt.Fatalf("%s\n got %v\nwant %v", dumpLayers(all), got, want)
+		}
+	})
+	if kinds['d'] == 0 || kinds['c'] == 0 {
+		t.Errorf("layers of one kind only: %v", kinds)
+	}
+	wantEmpty(t, s, "tmp", "locks", "snapshots")
+}
+
+// unordered reports whether no whiteout of the layer touches a name that the same layer has too: the specification
+// leaves the meaning to their order, and extractors differ.
+func unordered(ents []ent) bool {
+	for i, w := range ents {
+		dir, base := path.Split(strings.TrimSuffix(w.name, "/"))
+		if !strings.HasPrefix(base, ".wh.") {
+			continue
+		}
+		hidden := strings.TrimSuffix(dir, "/")
+		if base != whOpaque {
+			hidden = dir + strings.TrimPrefix(base, ".wh.")
+		}
+		for j, e := range ents {
+			n := strings.Trim(e.name, "/")
+			if i != j && (n == hidden || strings.HasPrefix(n, hidden+"/") || strings.HasPrefix(hidden, n+"/") && e.kind != tar.TypeDir || e.kind == tar.TypeSymlink || e.kind == tar.TypeLink) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+func dumpLayers(all [][]ent) string {
+	var b strings.Builder
+	for i, ents := range all {
+		for _, e := range ents {
+			fmt.Fprintf(&b, "layer %d: %c %s %s %o\n", i, e.kind, e.name, e.link, e.mode)
+		}
+	}
+	return b.String()
+}
