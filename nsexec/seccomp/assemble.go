@@ -300,11 +300,54 @@ func (a *assembler) maskedWord(off, mask, value uint32, yes, no target) target {
 	return a.load(off)
 }
 
-// program returns the instructions in order.
+// program returns the instructions in order, without those that nothing leads to: code for a rule that an earlier one
+// leaves no value to, for example.
 func (a *assembler) program() ([]bpf.RawInstruction, error) {
 	if a.overflow {
 		return nil, &TooLargeError{Limit: MaxInstructions}
 	}
 	slices.Reverse(a.code)
-	return a.code, nil
+	code := a.code
+	used := make([]bool, len(code))
+	used[0] = true
+	for pc, in := range code {
+		if !used[pc] {
+			continue
+		}
+		switch in.Op {
+		case opLoad, opAnd:
+			used[pc+1] = true
+		case opJump:
+			used[pc+1+int(in.K)] = true
+		case opRet:
+		default:
+			used[pc+1+int(in.Jt)] = true
+			used[pc+1+int(in.Jf)] = true
+		}
+	}
+	// Distances only shrink.
+	moved := make([]int, len(code))
+	kept := 0
+	for pc := range code {
+		moved[pc] = kept
+		if used[pc] {
+			kept++
+		}
+	}
+	out := make([]bpf.RawInstruction, 0, kept)
+	for pc, in := range code {
+		if !used[pc] {
+			continue
+		}
+		switch in.Op {
+		case opLoad, opAnd, opRet:
+		case opJump:
+			in.K = uint32(moved[pc+1+int(in.K)] - moved[pc] - 1)
+		default:
+			in.Jt = uint8(moved[pc+1+int(in.Jt)] - moved[pc] - 1)
+			in.Jf = uint8(moved[pc+1+int(in.Jf)] - moved[pc] - 1)
+		}
+		out = append(out, in)
+	}
+	return out, nil
 }

@@ -76,6 +76,9 @@ func (s listState) value(in bpf.RawInstruction) string {
 			}
 		}
 	case offNumber:
+		if in.K == 1<<32-1 {
+			return "-1"
+		}
 		for a := range abiCount {
 			if abis[a].audit != s.audit || in.K&x32Bit != abis[a].base {
 				continue
