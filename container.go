@@ -77,7 +77,7 @@ func (e *Engine) create(ctx context.Context, spec *ContainerSpec) (_ *Container,
 		Version: stateVersion, ID: newID(idLength / 2), Name: spec.Name, Owner: e.owner.id, Status: StatusCreated,
 		Spec: spec.clone(), ImageID: img.ID(), Layers: layers, Created: time.Now(),
 	}
-	if st.Resolved, err = spec.resolve(img.Config().Config, st.ID); err != nil {
+	if st.Resolved, err = spec.resolve(img.config.Config, st.ID); err != nil {
 		return nil, err
 	}
 	if st.Name == "" {

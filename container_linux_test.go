@@ -160,7 +160,7 @@ func TestLifecycle(t *testing.T) {
 		if err := syscall.Kill(info.PID, 0); err != nil {
 			t.Errorf("process %d: %v", info.PID, err)
 		}
-		waitForOutput(t, c, "ready")
+		waitForOutput(t, c, strings.Repeat("ready\n", round+1))
 		if err := c.Stop(ctx, &coracle.StopOptions{Timeout: time.Minute}); err != nil {
 			t.Fatal(err)
 		}
@@ -529,8 +529,18 @@ func TestLimits(t *testing.T) {
 	if !errors.As(err, &exit) || exit.Signal != syscall.SIGKILL || !exit.OOMKilled {
 		t.Errorf("memory hog: %v", err)
 	}
-	if err := eng.Run(ctx, &coracle.ContainerSpec{Image: "tool", Args: []string{"kill-self", "9"}}); !errors.As(err, &exit) || exit.OOMKilled {
-		t.Errorf("killed, but not for memory: %v", err)
+	killed, err := eng.Create(ctx, &coracle.ContainerSpec{Image: "tool", Args: []string{"stubborn"}, Limits: cgroup.Limits{Memory: 512 << 20}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := killed.Start(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := killed.Kill(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if status, err := killed.Wait(ctx); err != nil || status.Signal != syscall.SIGKILL || status.OOMKilled {
+		t.Errorf("killed, but not for memory: %v, %v", status, err)
 	}
 	if out := output(t, eng, coracle.ContainerSpec{Limits: cgroup.Limits{PIDs: 30}}, "forks", "100"); out == "100\n" || out == "0\n" {
 		t.Errorf("forks under a limit of 30: %s", out)

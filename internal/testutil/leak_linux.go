@@ -42,6 +42,22 @@ func LeakCheck(m *testing.M) int {
 	return 0
 }
 
+// Resources is what the process holds at this moment, for Settled.
+func Resources() host { return hostState() }
+
+// Settled waits until the process holds nothing that it did not hold before, and fails the test if that does not come.
+func Settled(t testing.TB, before host) {
+	t.Helper()
+	var left []string
+	for range 100 {
+		if left = hostState().since(before); len(left) == 0 {
+			return
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	t.Errorf("left behind:\n%s", strings.Join(left, "\n"))
+}
+
 // host is what the process can see of what it may leave behind.
 type host struct{ processes, mounts, fds []string }
 
