@@ -3,6 +3,7 @@ package seccomp
 import (
 	"fmt"
 	"runtime"
+	"slices"
 	"testing"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -82,7 +83,7 @@ func drawProfile(t *rapid.T) *specs.LinuxSeccomp {
 	return p
 }
 
-// calls lists calls at the edges of a profile's decisions.
+// drawCalls lists calls at the edges of a profile's decisions.
 func drawCalls(t *rapid.T) []call {
 	numbers := []uint32{0, 1, 102, 117, 0xf0000, 0xf0002, 0xf0005, 0xf0006, 0xf0010, 1023, 1024, 0x3fffffff, 0x7fffffff, 0xfffffffe, 0xffffffff}
 	for _, name := range drawNames {
@@ -97,6 +98,8 @@ func drawCalls(t *rapid.T) []call {
 	for i, n := range rapid.SliceOfN(rapid.Uint32Range(0, 560), 10, 10).Draw(t, "x32 numbers") {
 		numbers = append(numbers, n|0x40000000, uint32(i))
 	}
+	slices.Sort(numbers)
+	numbers = slices.Compact(numbers)
 	value := rapid.Custom(func(t *rapid.T) uint64 {
 		v := rapid.SampledFrom(drawValues).Draw(t, "value")
 		return v + rapid.SampledFrom([]uint64{0, 0, 0, 1, 1<<64 - 1, 1 << 32}).Draw(t, "step")

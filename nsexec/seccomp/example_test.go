@@ -31,18 +31,18 @@ func ExampleCompile() {
 	fmt.Print(program)
 	// Output:
 	// 0000: ld  arch
-	// 0001: jeq aarch64              ? 0002 : 0009
-	// 0002: ld  nr
-	// 0003: jeq mkdirat              ? 0010 : 0004
-	// 0004: jeq socket               ? 0005 : 0012
-	// 0005: ld  args[0]>>32
-	// 0006: jge 0x1                  ? 0012 : 0007
-	// 0007: ld  args[0]
-	// 0008: jeq 0x26                 ? 0011 : 0012
-	// 0009: ret KILL_THREAD
-	// 0010: ret ERRNO(EPERM)
-	// 0011: ret KILL_PROCESS
-	// 0012: ret ALLOW
+	// 0001: jeq aarch64              ? 0003 : 0002
+	// 0002: ret KILL_THREAD
+	// 0003: ld  nr
+	// 0004: jeq mkdirat              ? 0005 : 0006
+	// 0005: ret ERRNO(EPERM)
+	// 0006: jeq socket               ? 0007 : 0011
+	// 0007: ld  args[0]>>32
+	// 0008: jge 0x1                  ? 0011 : 0009
+	// 0009: ld  args[0]
+	// 0010: jeq 0x26                 ? 0012 : 0011
+	// 0011: ret ALLOW
+	// 0012: ret KILL_PROCESS
 }
 
 func ExampleProgram() {
