@@ -655,6 +655,9 @@ func (a *applier) link(dir *dirNode, pfd int, name string, e *tarEntry) error {
 		if pfd, err = a.fd(dir); err == nil {
 			tfd, err = a.fd(tdir)
 		}
+		if err == nil {
+			err = unix.Fstatat(tfd, tname, &target, unix.AT_SYMLINK_NOFOLLOW)
+		}
 	}
 	if err != nil {
 		return err
