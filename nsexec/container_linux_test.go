@@ -323,7 +323,7 @@ func TestMounts(t *testing.T) {
 		specs.Mount{Destination: "/etc", Type: "tmpfs", Options: []string{"tmpcopyup", "nodev"}},
 		specs.Mount{Destination: "/scratch", Type: "tmpfs", Source: "tmpfs", Options: []string{"size=1m,mode=1770", "nodev", "rnoexec", "strictatime"}},
 		specs.Mount{Destination: "/dev/mnt", Type: "tmpfs", Options: []string{"noatime", "nodiratime"}},
-		specs.Mount{Destination: "/pass", Type: "bind", Source: vol, Options: []string{"bind", "rslave"}},
+		specs.Mount{Destination: "/pass", Type: "bind", Source: vol, Options: []string{"bind"}},
 		specs.Mount{Destination: "/pass", Options: []string{"remount", "bind", "ro"}},
 		specs.Mount{Destination: "/scratch", Type: "tmpfs", Options: []string{"remount", "size=2m", "nodev"}},
 		specs.Mount{Destination: "/alone", Type: "bind", Source: vol, Options: []string{"bind", "unbindable"}},
@@ -508,8 +508,8 @@ func TestSearchPath(t *testing.T) {
 		want      error // nil: it runs
 	}{
 		{"inside", "PATH=/none:/a:/bin/inside:/bin", nil}, // EACCES and ENOTDIR are passed over
-		{"inside", "", nil},                               // the default
-		{"inside", "PATH=", unix.ENOENT},                  // the working directory
+		{"inside", "", nil},              // the default
+		{"inside", "PATH=", unix.ENOENT}, // the working directory
 		{"missing", "PATH=/bin:/a", unix.ENOENT},
 		{"denied", "PATH=/bin:/a:/none", unix.EACCES}, // remembered
 		{"text", "PATH=/a:/bin", unix.ENOEXEC},        // no shell is tried

@@ -156,12 +156,14 @@ func (c *compiler) attributesAndPropagation(m *mount, mnt Slot) {
 	if m.setAll|m.clearAll != 0 {
 		c.setAttributes("set the recursive attributes of "+m.dest, mnt.Value(), m.setAll, m.clearAll&^m.setAll|atimeMask(m.setAll), 0, true)
 	}
+	if m.kind == "bind" && !m.remount && (c.hostPropagation() != unix.MS_PRIVATE || c.hostOpens()) &&
+		!slices.ContainsFunc(m.propagation, func(p uint64) bool { return p&(unix.MS_SLAVE|unix.MS_SHARED) != 0 }) {
+		// Related to its source unless it is asked not to be.
+		c.setAttributes("keep mounts in "+m.dest+" from the host", mnt.Value(), 0, 0, unix.MS_PRIVATE, true)
+	}
 	for _, p := range m.propagation {
-		if m.kind != "bind" && p&unix.MS_PRIVATE != 0 && allPrivate(m.propagation) {
-			continue // as a new mount is
-		}
-		if m.kind == "bind" && c.hostPropagation() == unix.MS_PRIVATE && p&unix.MS_PRIVATE != 0 {
-			continue // as its source is
+		if p&unix.MS_PRIVATE != 0 && !m.remount && allPrivate(m.propagation) {
+			continue // as it is
 		}
 		c.setAttributes("set the propagation of "+m.dest, mnt.Value(), 0, 0, p&^unix.MS_REC, p&unix.MS_REC != 0)
 	}
@@ -192,10 +194,15 @@ func (c *compiler) bind(m *mount) {
 	c.done(source, at)
 }
 
+// hostOpens says whether sources are opened here rather than by the plan.
+func (c *compiler) hostOpens() bool {
+	return c.namespaces.fresh&unix.CLONE_NEWUSER != 0 && os.Geteuid() == 0
+}
+
 // openAsHost opens the source of a bind mount for a container in a new user namespace, whose root may not be allowed to
 // reach it. Without privilege there is no other way than from inside, as the importing program's own user: nil.
 func (c *compiler) openAsHost(field, source string, recursive bool) *os.File {
-	if c.namespaces.fresh&unix.CLONE_NEWUSER == 0 || os.Geteuid() != 0 {
+	if !c.hostOpens() {
 		return nil
 	}
 	flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC)

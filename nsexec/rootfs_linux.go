@@ -317,9 +317,10 @@ func (c *compiler) attachRoot() {
 		} else {
 			c.openTree("open the root "+p, Int(unix.AT_FDCWD), p, true).Into(c.root)
 		}
-		if c.hostPropagation() != unix.MS_PRIVATE {
-			c.setAttributes("keep mounts in the root from the host", c.root.Value(), 0, 0, unix.MS_PRIVATE, true)
-		}
+	}
+	if c.opts.Root != nil || c.hostPropagation() != unix.MS_PRIVATE || c.hostOpens() {
+		// A copy of a mount of the host's may be its peer: what is mounted in it would appear on the host.
+		c.setAttributes("keep mounts in the root from the host", c.root.Value(), 0, 0, unix.MS_PRIVATE, true)
 	}
 	// On top of the root directory: no mount point anywhere is needed.
 	c.Syscall("attach the root", unix.SYS_MOVE_MOUNT, c.root.Value(), c.String(""), Int(unix.AT_FDCWD), c.String("/"),
