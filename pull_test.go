@@ -30,7 +30,7 @@ import (
 var anonymous = KeychainFunc(func(context.Context, Reference) (Credentials, error) { return Credentials{}, nil })
 
 // newImageEngine is an engine that has images and nothing else.
-func newImageEngine(t *testing.T, config RegistryConfig) *Engine {
+func newImageEngine(t testing.TB, config RegistryConfig) *Engine {
 	t.Helper()
 	if runtime.GOOS != "linux" {
 		t.Skip("layerfs stores images on Linux only")
