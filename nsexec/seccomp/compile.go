@@ -128,6 +128,7 @@ type compiler struct {
 type block struct {
 	rules  []*rule
 	narrow bool
+	rest   target
 	to     target
 }
 
@@ -205,7 +206,11 @@ func (c *compiler) spans(to []span, a abi) (spans []span, above target) {
 		d := &t.decisions[slot]
 		switch nr := numberOf(slot); {
 		case d.named:
-			add(nr, c.decide(d, abis[a].narrow))
+			rest := def
+			if slot > t.newest && slot < plainSlots {
+				rest = above // socketcall and ipc, which the profile need not name to have rules for them
+			}
+			add(nr, c.decide(d, abis[a].narrow, rest))
 		case slot > t.newest && slot < plainSlots:
 			add(nr, above)
 		case slot < plainSlots || a == abiARM:
@@ -219,18 +224,18 @@ func (c *compiler) spans(to []span, a abi) (spans []span, above target) {
 	return to, above
 }
 
-// decide returns where the decision on a call begins.
-func (c *compiler) decide(d *decision, narrow bool) target {
+// decide returns where the decision on a call begins. Rest is for calls that no rule applies to.
+func (c *compiler) decide(d *decision, narrow bool, rest target) target {
 	if d.fixed {
 		return ret(d.action)
 	}
 	for _, b := range c.blocks {
-		if b.narrow == narrow && slices.Equal(b.rules, d.rules) {
+		if b.narrow == narrow && b.rest == rest && slices.Equal(b.rules, d.rules) {
 			return b.to
 		}
 	}
 	// From the last rule to the first: what does not match goes on with the rule behind.
-	next := ret(c.def)
+	next := rest
 	for end := len(d.rules); end > 0 && !c.overflow; {
 		from := end - 1
 		if arg, ok := ranged(d.rules[from]); ok {
@@ -246,7 +251,7 @@ func (c *compiler) decide(d *decision, narrow bool) target {
 		}
 		end = from
 	}
-	c.blocks = append(c.blocks, block{d.rules, narrow, next})
+	c.blocks = append(c.blocks, block{d.rules, narrow, rest, next})
 	return next
 }
 
