@@ -80,16 +80,18 @@ func (l *Launcher) fork(image []byte, files []*os.File, newPIDNamespace bool) (p
 	if err != nil {
 		return -1, err
 	}
-	exe, remove, err := l.executable(image)
+	fds := make([]uintptr, len(files))
+	highest := len(files)
+	for i, f := range files {
+		fds[i] = f.Fd()
+		highest = max(highest, int(fds[i]))
+	}
+	exe, remove, err := l.executable(image, highest+len(files))
 	if err != nil {
 		l.live.Done()
 		return -1, err
 	}
 	defer remove()
-	fds := make([]uintptr, len(files))
-	for i, f := range files {
-		fds[i] = f.Fd()
-	}
 	pidfd = -1
 	sys := &syscall.SysProcAttr{PidFD: &pidfd}
 	if newPIDNamespace {
@@ -130,8 +132,9 @@ func forkError(err error, newPIDNamespace bool) error {
 	return fmt.Errorf("nsexec: start the guard: %w", err)
 }
 
-// executable makes a file of the image that can be executed once, and returns its path and what removes it.
-func (l *Launcher) executable(image []byte) (path string, remove func(), err error) {
+// executable makes a file of the image that can be executed once, and returns its path and what removes it. The
+// descriptor is above all those that the fork uses while it puts the inherited files in their places.
+func (l *Launcher) executable(image []byte, above int) (path string, remove func(), err error) {
 	fd, err := unix.MemfdCreate("coracle", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING|unix.MFD_EXEC)
 	if errors.Is(err, unix.EINVAL) { // before Linux 6.3
 		fd, err = unix.MemfdCreate("coracle", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
@@ -148,9 +151,12 @@ func (l *Launcher) executable(image []byte) (path string, remove func(), err err
 		unix.Close(fd)
 		return "", nil, fmt.Errorf("nsexec: seal the launch plan: %w", err)
 	}
-	// By our own pid: in the child, the number may already stand for an inherited file.
-	path = "/proc/" + strconv.Itoa(os.Getpid()) + "/fd/" + strconv.Itoa(fd)
-	return path, func() { unix.Close(fd) }, nil
+	high, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, above+1)
+	unix.Close(fd)
+	if err != nil {
+		return "", nil, fmt.Errorf("nsexec: keep the launch plan: %w", err)
+	}
+	return "/proc/self/fd/" + strconv.Itoa(high), func() { unix.Close(high) }, nil
 }
 
 // executableFile is the fallback where the kernel or a security module forbids executable memory.

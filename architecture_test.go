@@ -1,0 +1,120 @@
+package coracle_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/coracle-dev/coracle/internal/testutil"
+)
+
+const module = "github.com/coracle-dev/coracle"
+
+// listedPackage is what `go list -json` says of a package.
+type listedPackage struct {
+	ImportPath string
+	Imports    []string
+	Deps       []string
+	Doc        string
+	Standard   bool
+}
+
+func listPackages(t *testing.T, patterns ...string) []listedPackage {
+	t.Helper()
+	if _, err := exec.LookPath("go"); err != nil {
+		testutil.Skip(t, "needs the go command: "+err.Error())
+	}
+	cmd := exec.Command("go", append([]string{"list", "-json=ImportPath,Imports,Deps,Doc,Standard"}, patterns...)...)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("go list: %v\n%s", err, stderr.String())
+	}
+	var list []listedPackage
+	for d := json.NewDecoder(bytes.NewReader(out)); ; {
+		var p listedPackage
+		if err := d.Decode(&p); errors.Is(err, io.EOF) {
+			return list
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		list = append(list, p)
+	}
+}
+
+// forTests are packages that production code never imports; they may import testing.
+func forTests(path string) bool {
+	return slices.Contains([]string{"internal/testutil", "internal/testtool", "internal/testtool/tool", "internal/registrytest", "internal/debian", "internal/bench", "internal/vmtest", "layerfs/layerfstest"},
+		strings.TrimPrefix(path, module+"/"))
+}
+
+// TestPackageGraph keeps the four packages apart, production code free of testing, and every package documented.
+func TestPackageGraph(t *testing.T) {
+	base := []string{"layerfs", "nsexec", "cgroup", "netdrv"}
+	for _, p := range listPackages(t, "./...") {
+		rel := strings.TrimPrefix(strings.TrimPrefix(p.ImportPath, module), "/")
+		if p.Doc == "" {
+			t.Errorf("%s has no package documentation", p.ImportPath)
+		}
+		if forTests(p.ImportPath) {
+			continue
+		}
+		for _, dep := range p.Deps {
+			if dep == "testing" || strings.HasPrefix(dep, "testing/") && dep != "testing/fstest" {
+				t.Errorf("%s depends on %s", p.ImportPath, dep)
+			}
+			if forTests(dep) {
+				t.Errorf("%s depends on %s, which is for tests", p.ImportPath, dep)
+			}
+		}
+		top, _, _ := strings.Cut(rel, "/")
+		if !slices.Contains(base, top) {
+			continue
+		}
+		for _, dep := range p.Deps {
+			other, ok := strings.CutPrefix(dep, module)
+			if !ok {
+				continue
+			}
+			other, _, _ = strings.Cut(strings.TrimPrefix(other, "/"), "/")
+			if other == "" || other != top && other != "internal" {
+				t.Errorf("%s depends on %s: the packages below the root know neither it nor each other", p.ImportPath, dep)
+			}
+		}
+	}
+}
+
+// TestDependencies lists the modules that each package may bring along. Each one is weight for every program that
+// imports coracle: adding to a list wants a reason.
+func TestDependencies(t *testing.T) {
+	spec := []string{"github.com/opencontainers/runtime-spec"}
+	allowed := map[string][]string{
+		"nsexec":  append(spec, "golang.org/x/sys", "golang.org/x/net", "github.com/moby/profiles", "github.com/moby/sys/mountinfo", "github.com/moby/sys/capability"),
+		"cgroup":  append(spec, "golang.org/x/sys", "github.com/containerd/cgroups", "github.com/moby/sys/mountinfo", "github.com/moby/sys/userns", "github.com/cilium/ebpf", "github.com/containerd/log", "github.com/sirupsen/logrus", "github.com/coreos/go-systemd", "github.com/godbus/dbus", "github.com/docker/go-units", "google.golang.org/protobuf"),
+		"layerfs": {"golang.org/x/sys", "github.com/klauspost/compress", "github.com/opencontainers/image-spec", "github.com/opencontainers/go-digest", "github.com/moby/sys/mountinfo"},
+	}
+	all := []string{"github.com/google/go-containerregistry", "github.com/docker/cli", "github.com/docker/distribution", "github.com/docker/docker-credential-helpers", "github.com/mitchellh/go-homedir", "github.com/pkg/errors", "golang.org/x/sync", "github.com/sirupsen/logrus"}
+	for _, list := range allowed {
+		all = append(all, list...)
+	}
+	allowed["."] = all
+	for dir, modules := range allowed {
+		for _, p := range listPackages(t, "./"+dir) {
+			for _, dep := range p.Deps {
+				first, _, _ := strings.Cut(dep, "/")
+				if !strings.Contains(first, ".") || strings.HasPrefix(dep, module) {
+					continue
+				}
+				if !slices.ContainsFunc(modules, func(m string) bool { return dep == m || strings.HasPrefix(dep, m+"/") }) {
+					t.Errorf("%s depends on %s, which is on no list", p.ImportPath, dep)
+				}
+			}
+		}
+	}
+}
