@@ -69,6 +69,28 @@ func Busybox(ctx context.Context, goarch string) (string, error) {
 	return "", fmt.Errorf("no static busybox below %s", dir)
 }
 
+// GNUTar returns the directory of an unpacked GNU tar for a GOARCH with the libraries that it needs: a piece of a root
+// filesystem.
+func GNUTar(ctx context.Context, goarch string) (string, error) {
+	dir, err := CacheDir("tar")
+	if err != nil {
+		return "", err
+	}
+	return once(dir, goarch, func(tmp string) error {
+		apt, err := newApt(ctx, goarch)
+		if err != nil {
+			return err
+		}
+		defer apt.close()
+		for _, pkg := range []string{"tar", "libc6", "libacl1", "libselinux1", "libpcre2-8-0"} {
+			if err := apt.unpack(ctx, tmp, pkg); err != nil {
+				return err
+			}
+		}
+		return os.RemoveAll(filepath.Join(tmp, "usr/share"))
+	})
+}
+
 // An apt runs apt's programs for one architecture. For a foreign one it has package lists of its own, so that the
 // machine's dpkg need not know that architecture.
 type apt struct {

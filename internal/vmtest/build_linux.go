@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -13,8 +14,12 @@ import (
 	"github.com/coracle-dev/coracle/internal/vmtest/guestplan"
 )
 
-// makeTree makes what a small Debian machine has, below root.
-func makeTree(root, busybox string) error {
+// makeTree makes what a small Debian machine has, below root: busybox, and of tar the real one (from the tree tar), which
+// tests compare with.
+func makeTree(root, busybox, tar string) error {
+	if err := copyTree(root, tar, nil); err != nil {
+		return err
+	}
 	for dir, mode := range map[string]fs.FileMode{
 		"bin": 0o755, "dev": 0o755, "etc": 0o755, "proc": 0o555, "root": 0o700, "run": 0o755, "sbin": 0o755,
 		"src": 0o755, "sys": 0o555, "tmp": 0o777 | fs.ModeSticky, "usr/bin": 0o755, "usr/sbin": 0o755,
@@ -66,7 +71,7 @@ func compileTests(ctx context.Context, arch, root string, packages []string) ([]
 		pkg, dir, module, moduleDir := f[0], f[1], f[2], f[3]
 		if !copied[module] {
 			copied[module] = true
-			if err := copySource(filepath.Join(root, "src", module), moduleDir); err != nil {
+			if err := copyTree(filepath.Join(root, "src", module), moduleDir, notSource); err != nil {
 				return nil, fmt.Errorf("copy the sources of %s: %w", module, err)
 			}
 		}
@@ -101,20 +106,31 @@ func goEnv(arch string) []string {
 	return append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH="+arch)
 }
 
-// copySource copies a module's tree without what git keeps and what builds leave.
-func copySource(to, from string) error {
+// notSource reports what git does not keep and what builds leave.
+func notSource(rel string, d fs.DirEntry) bool {
+	return d.Name() == ".git" || rel == "bin" || strings.HasSuffix(rel, ".test") || strings.HasSuffix(rel, ".prof")
+}
+
+// copyTree copies directories, regular files and symbolic links but those that skip reports.
+func copyTree(to, from string, skip func(rel string, d fs.DirEntry) bool) error {
 	return filepath.WalkDir(from, func(path string, d fs.DirEntry, err error) error {
-		if err != nil {
+		if errors.Is(err, fs.ErrNotExist) && path != from {
+			return nil // another process's temporary file
+		} else if err != nil {
 			return err
 		}
 		rel, err := filepath.Rel(from, path)
 		if err != nil {
 			return err
 		}
+		if skip != nil && skip(rel, d) {
+			if d.IsDir() {
+				return fs.SkipDir
+			}
+			return nil
+		}
 		target := filepath.Join(to, rel)
 		switch {
-		case d.IsDir() && (d.Name() == ".git" || rel == "bin"):
-			return fs.SkipDir
 		case d.IsDir():
 			return os.MkdirAll(target, 0o755)
 		case d.Type() == fs.ModeSymlink:
@@ -123,7 +139,7 @@ func copySource(to, from string) error {
 				return err
 			}
 			return os.Symlink(link, target)
-		case !d.Type().IsRegular() || strings.HasSuffix(path, ".test") || strings.HasSuffix(path, ".prof"):
+		case !d.Type().IsRegular():
 			return nil
 		}
 		info, err := d.Info()

@@ -49,8 +49,8 @@ func main() {
 	flag.StringVar(&o.arch, "arch", runtime.GOARCH, "architecture of the virtual machine: amd64 or arm64")
 	flag.StringVar(&o.memory, "m", "2G", "memory of the virtual machine")
 	flag.IntVar(&o.cpus, "smp", 2, "processors of the virtual machine")
-	flag.DurationVar(&o.timeout, "timeout", 20*time.Minute, "time limit of the virtual machine")
-	flag.DurationVar(&o.plan.Timeout, "test.timeout", 5*time.Minute, "time limit of each test binary")
+	flag.DurationVar(&o.timeout, "timeout", 30*time.Minute, "time limit of the virtual machine")
+	flag.DurationVar(&o.plan.Timeout, "test.timeout", 10*time.Minute, "time limit of each test binary")
 	flag.StringVar(&o.accel, "accel", "tcg", "qemu accelerator: tcg, which works everywhere, or kvm")
 	flag.BoolVar(&o.keep, "work", false, "keep the directory with the disk image and print its name")
 	flag.BoolVar(&o.plan.Verbose, "v", false, "print the output of passing tests too")
@@ -108,10 +108,14 @@ func run(ctx context.Context, o *options, packages []string) error {
 	if err != nil {
 		return fmt.Errorf("get busybox: %w", err)
 	}
-	step("kernel and busybox")
+	tar, err := debian.GNUTar(ctx, o.arch)
+	if err != nil {
+		return fmt.Errorf("get GNU tar: %w", err)
+	}
+	step("kernel, busybox and tar")
 
 	root := filepath.Join(work, "root")
-	if err := makeTree(root, busybox); err != nil {
+	if err := makeTree(root, busybox, tar); err != nil {
 		return fmt.Errorf("make the root filesystem: %w", err)
 	}
 	guest := filepath.Join(root, "vmtest/guest")
