@@ -284,3 +284,37 @@ func FuzzCompile(f *testing.F) {
 		compare(t, p, reference{profile: &s, native: abis[a].scmp}, call{nr, arch, [6]uint64{arg, arg}}, nil)
 	})
 }
+
+// TestMultiplexed: rules for socket and IPC calls on their way through socketcall and ipc, whether the profile's newest
+// number lies below these or above.
+func TestMultiplexed(t *testing.T) {
+	profile := func(name string, args ...specs.LinuxSeccompArg) *specs.LinuxSeccomp {
+		return &specs.LinuxSeccomp{
+			DefaultAction: specs.ActErrno,
+			Syscalls:      []specs.LinuxSyscall{{Names: []string{"read", name}, Action: specs.ActAllow, Args: args}},
+		}
+	}
+	domain := specs.LinuxSeccompArg{Index: 0, Value: 2, Op: specs.OpEqualTo}
+	for name, tt := range map[string]struct {
+		profile *specs.LinuxSeccomp
+		nr      uint32
+		arg     uint64
+		want    uint32
+	}{
+		"send, which has no number":          {profile("send"), 102, 9, retAllow},
+		"another one, newer than read":       {profile("send"), 102, 10, enosysRet},
+		"socket":                             {profile("socket"), 102, 1, retAllow},
+		"another one, older than socket":     {profile("socket"), 102, 2, retErrno | ePERM},
+		"socket of a family, not to be seen": {profile("socket", domain), 102, 1, retErrno | ePERM},
+		"shmat with a version":               {profile("shmat"), 117, 0x10015, retAllow},
+	} {
+		p, err := Compile(tt.profile, &Options{Arch: "386"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, _, err := execute(p.Instructions, call{nr: tt.nr, arch: auditX86, args: [6]uint64{tt.arg}})
+		if err != nil || got != tt.want {
+			t.Errorf("%s: %s, %v; want %s", name, actionName(got), err, actionName(tt.want))
+		}
+	}
+}
