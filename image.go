@@ -36,6 +36,10 @@ type parsedImage struct {
 	rawConfig []byte
 }
 
+// ImageConfig is how a container of an image runs: Entrypoint, Cmd, Env, WorkingDir, User, Labels, ExposedPorts,
+// StopSignal and so on (OCI image specification, "Image Configuration").
+type ImageConfig = ocispec.ImageConfig
+
 // An Image is a handle on an image of the store. What it says was true when it was made: content never changes, but
 // names may move on.
 type Image struct {

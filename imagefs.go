@@ -22,9 +22,8 @@ import (
 
 // ImageFSOptions say what an image made by [Engine.ImageFromFS] is, beside its files. Nil means the defaults.
 type ImageFSOptions struct {
-	// Config is how a container of the image runs: Entrypoint, Cmd, Env, WorkingDir, User, Labels, ExposedPorts,
-	// StopSignal and so on (OCI image specification, "Image Configuration").
-	Config ocispec.ImageConfig
+	// Config is how a container of the image runs. The zero value says nothing: whoever runs it gives the arguments.
+	Config ImageConfig
 	// Platform is what the files run on, such as "linux/arm64". Empty means linux and the architecture of this program.
 	Platform string
 	// Created is the image's date. Zero means none: one of the clock would give the same files another digest.

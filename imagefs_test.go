@@ -15,8 +15,6 @@ import (
 	"testing"
 	"testing/fstest"
 	"time"
-
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 //go:embed imagefs.go imagefs_test.go
@@ -50,7 +48,7 @@ func TestImageFromFS(t *testing.T) {
 		"empty":        {Mode: 0o644},
 		"large":        {Data: bytes.Repeat([]byte("0123456789abcdef"), 100_000), Mode: 0o640, ModTime: time.Unix(12345, 0)},
 	}
-	opts := &ImageFSOptions{Config: ocispec.ImageConfig{
+	opts := &ImageFSOptions{Config: ImageConfig{
 		Entrypoint: []string{"/bin/tool"}, Cmd: []string{"-v"}, Env: []string{"A=b"}, WorkingDir: "/etc", User: "1:2",
 		Labels: map[string]string{"k": "v"}, ExposedPorts: map[string]struct{}{"80/tcp": {}}, StopSignal: "SIGINT",
 	}}

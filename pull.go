@@ -120,7 +120,11 @@ func (e *Engine) pull(ctx context.Context, name string, opts *PullOptions) (*Ima
 	case PullMissing, PullNever:
 		img, err := e.findImage(ctx, name)
 		if err == nil {
-			if err = runsOn(&img.config, want); err == nil {
+			err = runsOn(&img.config, want)
+			if err == nil && opts.Policy == PullMissing {
+				err = img.isFor(want)
+			}
+			if err == nil {
 				_, err = img.layers(ctx)
 			}
 			if err == nil {
@@ -197,7 +201,22 @@ func (e *Engine) pullFrom(ctx context.Context, client *registryClient, ref Refer
 		p = want
 	}
 	desc.Platform = &p
+	desc.Annotations = map[string]string{pulledForAnnotation: platformString(want)}
 	return e.addImage(ctx, ref.key(), desc, data, doc.Manifest.Config, rawConfig)
+}
+
+// pulledForAnnotation, on an entry of the store's index, is the platform that was wanted when the image was pulled. It
+// tells the best that its registry has for a platform (a 32-bit image for a 64-bit machine) from one that was pulled for
+// another.
+const pulledForAnnotation = "dev.coracle.pulled-for"
+
+// isFor says whether an image that runs on a platform is the one that a pull for it would bring.
+func (i *Image) isFor(want ocispec.Platform) error {
+	have := i.config.Platform
+	if have.Architecture == "" || normalPlatform(have).Architecture == normalPlatform(want).Architecture || i.desc.Annotations[pulledForAnnotation] == platformString(want) {
+		return nil
+	}
+	return &PlatformError{Want: platformString(want), Have: []string{platformString(have)}}
 }
 
 // pullLayers receives and unpacks what is missing of the layers, several at once.
@@ -239,7 +258,7 @@ func (e *Engine) addImage(ctx context.Context, key string, desc ocispec.Descript
 			return nil, err
 		}
 	}
-	if old, err := e.store.Resolve(key); err != nil || old.Digest != desc.Digest {
+	if old, err := e.store.Resolve(key); err != nil || old.Digest != desc.Digest || old.Annotations[pulledForAnnotation] != desc.Annotations[pulledForAnnotation] {
 		if err := e.store.Tag(ctx, key, desc); err != nil {
 			return nil, err
 		}

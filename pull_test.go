@@ -267,6 +267,7 @@ func TestPullPlatform(t *testing.T) {
 	image := func(seed uint64, arch, variant string) ocispec.Descriptor {
 		img := registrytest.RandomImage(seed, 1, 100)
 		img.Config.Architecture, img.Config.Variant = arch, variant
+		reg.Push("only", "", img)
 		return reg.Push("multi", "", img)
 	}
 	attestation := image(10, "unknown", "")
@@ -298,10 +299,24 @@ func TestPullPlatform(t *testing.T) {
 			t.Errorf("%s: %v", platform, err)
 		}
 	}
-	// One that is here for another platform is not the one that is wanted.
-	img, err := e.Pull(t.Context(), reg.Host+"/multi:v1", &PullOptions{Platform: "arm64", Policy: PullMissing})
-	if err != nil || img.Platform() != "linux/arm64" {
-		t.Errorf("%v, %v", img, err)
+	// One that is here for another platform is not the one that is wanted, though it may run there too.
+	for _, platform := range []string{"linux/arm/v7", "linux/amd64", "linux/arm64/v8", "linux/arm/v6"} {
+		img, err := e.Pull(t.Context(), reg.Host+"/multi:v1", &PullOptions{Platform: platform, Policy: PullMissing})
+		if err != nil || img.Platform() != strings.TrimSuffix(platform, "/v8") && img.Platform() != platform {
+			t.Errorf("%s: %v, %v", platform, img.Platform(), err)
+		}
+	}
+	// But where it is all that there is for the platform, it is not asked for again.
+	reg.PushIndex("only", "v1", v6)
+	if _, err := e.Pull(t.Context(), reg.Host+"/only:v1", &PullOptions{Platform: "arm64"}); err != nil {
+		t.Fatal(err)
+	}
+	reg.Requests()
+	if _, err := e.Pull(t.Context(), reg.Host+"/only:v1", &PullOptions{Platform: "arm64", Policy: PullMissing}); err != nil {
+		t.Fatal(err)
+	}
+	if q := reg.Requests(); len(q) != 0 {
+		t.Errorf("asked for %v", q)
 	}
 	// A single image of a foreign platform is refused, unless asked for.
 	foreign := registrytest.RandomImage(16, 1, 100)

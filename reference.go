@@ -45,7 +45,7 @@ func parseReference(s string) (Reference, string) {
 	if s == "" {
 		return r, "it is empty"
 	}
-	if isHex(s) && len(s) == 64 {
+	if id := strings.TrimPrefix(s, "sha256:"); isHex(id) && len(id) == 64 {
 		return r, "64 hexadecimal digits are the id of an image, not a name"
 	}
 	rest := s

@@ -48,7 +48,7 @@ func TestParseReferenceInvalid(t *testing.T) {
 	for _, in := range []string{
 		"", ":", "/", "@", "a:", ":a", "a//b", "/a", "a/", "a b", "a\x00", "UPPER", "a/Upper", "-a", "a-", "a___b", "a..b",
 		"a:.x", "a:-x", "a:" + strings.Repeat("x", 129), "a@sha256:1234", "a@md5:1234",
-		"a@sha512:" + strings.Repeat("0", 128), strings.Repeat("0", 64), strings.Repeat("a", 250),
+		"a@sha512:" + strings.Repeat("0", 128), strings.Repeat("0", 64), someDigest, strings.Repeat("a", 250),
 		"host.:5000/a", "h..h/a", "host:99999/a", "host:x/a", "[::1/a", "[::1]x/a", "[127.0.0.1]:1/a", "-h.x/a", "http://h/a",
 		"user@host/a", "host.x/../a", "host.x/a/../b", "host.x/a?b", "host.x/a#b", "host.x/a%2fb", "höst/a",
 	} {
