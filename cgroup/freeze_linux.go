@@ -28,8 +28,8 @@ func (g *Group) freeze(ctx context.Context, frozen bool) error {
 		t, file = g.h.tree("freezer"), "freezer.state"
 	}
 	if t == nil || g.none {
-		return fmt.Errorf("cgroup: %s group %q: %w", verb, g.name, &UnsupportedError{Controller: "freezer", File: file,
-			Remedy: "mount a cgroup hierarchy with a freezer that this process may write"})
+		return fmt.Errorf("cgroup: %s group %q: %w", verb, g.name, &UnsupportedError{Feature: "freezing", File: file,
+			Fix: "mount a cgroup hierarchy with a freezer that this process may write"})
 	}
 	dir, err := t.dir()
 	if err == nil {

@@ -24,11 +24,14 @@ type Group struct {
 
 // Create makes a group and sets its limits. The name is one plain directory name: letters, digits, '_', '-' and '.'.
 //
-// It returns an error that matches [fs.ErrExist] if there is such a group, [ErrInvalidName] for a name that is none, and
+// It returns an error that matches [fs.ErrExist] if there is such a group, an [*InvalidError] for a name that is none, and
 // an [*UnsupportedError] if r asks for something that no controller here can do; then nothing is left behind. With a nil
 // r it also succeeds where there are no cgroups: the group then does nothing.
 func (h *Hierarchy) Create(name string, r *specs.LinuxResources) (*Group, error) {
 	if err := checkName(name); err != nil {
+		return nil, err
+	}
+	if err := checkResources(r); err != nil {
 		return nil, err
 	}
 	g := &Group{h: h, name: name, none: true}
@@ -114,19 +117,6 @@ func (h *Hierarchy) tree(controller string) *tree {
 	return nil
 }
 
-// Join is what a first process needs to start in the group.
-type Join struct {
-	// Dir is the group's directory in the v2 hierarchy, for CLONE_INTO_CGROUP (clone3(2)). Nil without such a hierarchy.
-	Dir *os.File
-
-	// Tasks are the tasks files of the group in the v1 hierarchies: a process of one thread joins by writing "0" to each.
-	// (The file cgroup.procs would do the same for a whole process, but waits for an RCU grace period each time.)
-	Tasks []*os.File
-
-	// Kill is the file cgroup.kill, open for writing: "1" kills all. Nil where there is none.
-	Kill *os.File
-}
-
 // Join opens what a process needs to start in the group. The caller closes it.
 func (g *Group) Join() (*Join, error) {
 	j := &Join{}
@@ -165,18 +155,6 @@ func (g *Group) Join() (*Join, error) {
 		}
 	}
 	return j, nil
-}
-
-// Close closes the files.
-func (j *Join) Close() error {
-	var errs []error
-	for _, f := range append([]*os.File{j.Dir, j.Kill}, j.Tasks...) {
-		if f != nil {
-			errs = append(errs, f.Close())
-		}
-	}
-	*j = Join{}
-	return errors.Join(errs...)
 }
 
 // removeWait is how long Remove waits for processes that were killed to be gone.

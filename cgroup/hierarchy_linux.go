@@ -24,6 +24,7 @@ type Hierarchy struct {
 	log     *slog.Logger
 	parent  string
 	trees   []*tree // v1 first, and last the v2 one
+	mounts  []Mount
 	once    sync.Map
 	devices deviceFilters
 }
@@ -43,7 +44,11 @@ type tree struct {
 
 // legacyControllers are the v1 hierarchies that a group is made in. A hierarchy of another kind (perf_event, net_cls) has
 // no limit to set.
-var legacyControllers = []string{"cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids", "hugetlb"}
+var legacyControllers = []string{"cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids", "hugetlb",
+	"rdma", "misc"}
+
+// defaultParent is the parent when Config names none.
+const defaultParent = "/coracle"
 
 // systemdName is the v1 hierarchy in which systemd keeps track of processes.
 const systemdName = "name=systemd"
@@ -53,10 +58,10 @@ const systemdName = "name=systemd"
 func Open(config Config) (*Hierarchy, error) {
 	parent := config.Parent
 	if parent == "" {
-		parent = DefaultParent
+		parent = defaultParent
 	}
 	if !path.IsAbs(parent) || path.Clean(parent) != parent || parent == "/" || strings.ContainsAny(parent, "\x00\n") {
-		return nil, fmt.Errorf("cgroup: parent %q: want a clean absolute path below the root, such as %q", parent, DefaultParent)
+		return nil, invalid("Parent", parent, "must be a clean absolute path below the root, such as "+defaultParent)
 	}
 	log := config.Logger
 	if log == nil {
@@ -74,13 +79,14 @@ func Open(config Config) (*Hierarchy, error) {
 	}
 	switch {
 	case v1 && v2:
-		h.mode = ModeHybrid
+		h.mode = Hybrid
 	case v1:
-		h.mode = ModeLegacy
+		h.mode = V1
 	case v2:
-		h.mode = ModeUnified
+		h.mode = V2
 	}
 	for _, t := range trees {
+		h.mounts = append(h.mounts, Mount{Path: t.mount, Controllers: slices.Clone(t.controllers), V2: t.v2})
 		// The v2 tree freezes as well, and kills: one group less to make.
 		if v2 && !t.v2 && slices.Equal(t.controllers, []string{"freezer"}) {
 			continue
@@ -358,6 +364,9 @@ func (h *Hierarchy) Close() error {
 
 // Mode returns which hierarchies there are.
 func (h *Hierarchy) Mode() Mode { return h.mode }
+
+// Mounts returns the hierarchies that are mounted, writable or not: those of version 1 first.
+func (h *Hierarchy) Mounts() []Mount { return slices.Clone(h.mounts) }
 
 // Controllers returns the names of the controllers that groups can have, sorted.
 func (h *Hierarchy) Controllers() []string {

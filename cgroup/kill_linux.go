@@ -105,7 +105,7 @@ func (g *Group) killEach(ctx context.Context) error {
 				return err
 			}
 		}
-		if !thawed && g.h.mode == ModeLegacy {
+		if !thawed && g.h.mode == V1 {
 			// A frozen process of v1 dies when it is thawed.
 			if t := g.h.tree("freezer"); t != nil {
 				if dir, err := t.dir(); err == nil {

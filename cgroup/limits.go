@@ -1,302 +1,162 @@
 package cgroup
 
 import (
-	"fmt"
 	"math"
-	"slices"
-	"strconv"
-	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// Limits bounds what a container may use, in the terms of docker run. Zero means no limit everywhere. It is plain data:
-// it survives JSON.
+// Limits bound what a group may use, in the words of docker run. The zero value of each field bounds nothing, and so
+// do the zero Limits.
 type Limits struct {
-	// Memory is the most memory, in bytes; at least 6 MiB (docker run --memory).
+	// Memory is the limit of memory in bytes, page cache included. Zero means none.
 	Memory int64 `json:",omitempty"`
-	// MemorySwap is the most memory and swap space together, in bytes; -1 means as much swap as there is. Zero with a
-	// Memory means twice that, as Docker has it, where swap is accounted (docker run --memory-swap).
+	// MemorySwap is the limit of memory and swap together in bytes. Zero means twice Memory, -1 means none. Equal to
+	// Memory, it forbids swap. It needs Memory.
 	MemorySwap int64 `json:",omitempty"`
-	// MemoryReservation is the memory, in bytes, that is spared when the host runs short (docker run --memory-reservation).
+	// MemoryReservation is a soft limit of memory in bytes, below Memory. Zero means none.
 	MemoryReservation int64 `json:",omitempty"`
 
-	// CPUs is how many processors' time may be used: 1.5 is one and a half (docker run --cpus). It excludes CPUQuota and
-	// CPUPeriod.
+	// CPUs is the number of processors whose time the group may use; 0.5 is half of one. Zero means all. It stands for
+	// CPUQuota and excludes it.
 	CPUs float64 `json:",omitempty"`
-	// CPUQuota is the processor time in each CPUPeriod, in microseconds, at least 1000 (docker run --cpu-quota).
+	// CPUShares is the weight against other groups where processors are busy, 2 to 262144. Zero means 1024.
+	CPUShares uint64 `json:",omitempty"`
+	// CPUQuota is the processor time in microseconds that the group gets in each period, at least 1000. Zero means all.
 	CPUQuota int64 `json:",omitempty"`
-	// CPUPeriod is the length of a period in microseconds, 1000 to 1000000; zero means 100000 (docker run --cpu-period).
-	CPUPeriod int64 `json:",omitempty"`
-	// CPUShares is the weight against others when processors are short, 2 to 262144; what has none set has 1024
-	// (docker run --cpu-shares).
-	CPUShares int64 `json:",omitempty"`
-	// CPUSetCPUs are the processors that may be used, "0-2,5" (docker run --cpuset-cpus).
+	// CPUPeriod is the length of a period in microseconds, 1000 to 1000000. Zero means 100000.
+	CPUPeriod uint64 `json:",omitempty"`
+	// CPUSetCPUs are the processors that the group may use ("0-2,7"). Empty means all.
 	CPUSetCPUs string `json:",omitempty"`
-	// CPUSetMems are the memory nodes that may be used, "0-1" (docker run --cpuset-mems).
+	// CPUSetMems are the memory nodes that the group may use ("0,1"). Empty means all.
 	CPUSetMems string `json:",omitempty"`
 
-	// PIDs is the most processes and threads; -1 means no limit, like zero (docker run --pids-limit).
+	// PIDs is the number of processes and threads that may exist at once. Zero and -1 mean no limit.
 	PIDs int64 `json:",omitempty"`
 
-	// BlkioWeight is the weight against others when a disk is busy, 10 to 1000 (docker run --blkio-weight).
+	// BlkioWeight is the weight against other groups where block devices are busy, 10 to 1000. Zero means the kernel's
+	// default.
 	BlkioWeight uint16 `json:",omitempty"`
-	// BlkioWeightDevice is the same for single disks (docker run --blkio-weight-device).
-	BlkioWeightDevice []WeightDevice `json:",omitempty"`
-	// BlkioDeviceReadBps and the others bound bytes and operations a second (docker run --device-read-bps...).
-	BlkioDeviceReadBps   []ThrottleDevice `json:",omitempty"`
-	BlkioDeviceWriteBps  []ThrottleDevice `json:",omitempty"`
-	BlkioDeviceReadIOps  []ThrottleDevice `json:",omitempty"`
-	BlkioDeviceWriteIOps []ThrottleDevice `json:",omitempty"`
+	// BlkioDeviceReadBps bound the bytes read each second, by device.
+	BlkioDeviceReadBps []specs.LinuxThrottleDevice `json:",omitempty"`
+	// BlkioDeviceWriteBps bound the bytes written each second, by device.
+	BlkioDeviceWriteBps []specs.LinuxThrottleDevice `json:",omitempty"`
+	// BlkioDeviceReadIOps bound the reads each second, by device.
+	BlkioDeviceReadIOps []specs.LinuxThrottleDevice `json:",omitempty"`
+	// BlkioDeviceWriteIOps bound the writes each second, by device.
+	BlkioDeviceWriteIOps []specs.LinuxThrottleDevice `json:",omitempty"`
 
-	// HugepageLimits bounds the memory in huge pages, by their size.
-	HugepageLimits []HugepageLimit `json:",omitempty"`
+	// HugepageLimits bound huge pages in bytes, by page size ("2MB", "1GB").
+	HugepageLimits []specs.LinuxHugepageLimit `json:",omitempty"`
 
-	// Unified sets files of the v2 group, "memory.high" to "1048576". It wants unified mode. Files of the cgroup core
-	// ("cgroup.procs"...) cannot be set.
+	// Devices are rules of what devices may be used; the last that matches decides. A list that begins with an allow
+	// rule forbids what no rule names, one that begins with a deny rule allows it. Empty means all devices.
+	Devices []specs.LinuxDeviceCgroup `json:",omitempty"`
+
+	// Unified are files of cgroup version 2 and what to write to them ("memory.high": "1G"), after everything else.
 	Unified map[string]string `json:",omitempty"`
 }
 
-// WeightDevice is the weight of a container on one block device.
-type WeightDevice struct {
-	Major, Minor int64
-	Weight       uint16 // 10 to 1000
-}
-
-// ThrottleDevice is a rate on one block device.
-type ThrottleDevice struct {
-	Major, Minor int64
-	Rate         uint64 // a second
-}
-
-// HugepageLimit bounds the memory in huge pages of one size.
-type HugepageLimit struct {
-	PageSize string // "2MB", "1GB": as in the names of the kernel's files
-	Limit    uint64 // bytes
-}
-
 const (
-	minMemory     = 6 << 20
-	defaultPeriod = 100_000
-	minPeriod     = 1_000
-	maxPeriod     = 1_000_000
-	minShares     = 2
-	maxShares     = 262_144
-	maxList       = 4096 // the longest processor list, in bytes
-	maxDevices    = 256  // the most entries of a list of devices
+	defaultPeriod = 100000 // µs
+	unlimited     = -1
 )
 
-// Validate returns an error that names the first field that makes no sense by itself. What this machine has, it does not
-// know: a processor that does not exist is found by [Hierarchy.Create].
-func (l *Limits) Validate() error {
-	bad := func(field, format string, args ...any) error {
-		return fmt.Errorf("cgroup: Limits.%s: %s", field, fmt.Sprintf(format, args...))
-	}
-	switch {
-	case l.Memory < 0 || l.Memory > 0 && l.Memory < minMemory:
-		return bad("Memory", "%d: want at least %d bytes (6 MiB), or 0 for no limit", l.Memory, minMemory)
-	case l.MemorySwap < -1:
-		return bad("MemorySwap", "%d: want the sum of memory and swap in bytes, -1 for no limit, or 0", l.MemorySwap)
-	case l.MemorySwap > 0 && l.Memory == 0:
-		return bad("MemorySwap", "is the sum of memory and swap: set Memory too")
-	case l.MemorySwap > 0 && l.MemorySwap < l.Memory:
-		return bad("MemorySwap", "%d is less than Memory, %d: it is the sum of memory and swap", l.MemorySwap, l.Memory)
-	case l.MemoryReservation < 0:
-		return bad("MemoryReservation", "%d is negative", l.MemoryReservation)
-	case l.Memory > 0 && l.MemoryReservation > l.Memory:
-		return bad("MemoryReservation", "%d is more than Memory, %d", l.MemoryReservation, l.Memory)
-	case math.IsNaN(l.CPUs) || l.CPUs < 0 || l.CPUs > 1<<20 || l.CPUs > 0 && l.CPUs < 0.01:
-		return bad("CPUs", "%v: want at least 0.01, or 0 for no limit", l.CPUs)
-	case l.CPUs > 0 && (l.CPUQuota != 0 || l.CPUPeriod != 0):
-		return bad("CPUs", "excludes CPUQuota and CPUPeriod: it is their ratio")
-	case l.CPUQuota < -1 || l.CPUQuota > 0 && l.CPUQuota < minPeriod || l.CPUQuota > math.MaxInt64/1000:
-		return bad("CPUQuota", "%d: want at least %d microseconds, or 0 for no limit", l.CPUQuota, minPeriod)
-	case l.CPUPeriod != 0 && (l.CPUPeriod < minPeriod || l.CPUPeriod > maxPeriod):
-		return bad("CPUPeriod", "%d: want %d to %d microseconds, or 0 for %d", l.CPUPeriod, minPeriod, maxPeriod, defaultPeriod)
-	case l.CPUShares != 0 && (l.CPUShares < minShares || l.CPUShares > maxShares):
-		return bad("CPUShares", "%d: want %d to %d, or 0", l.CPUShares, minShares, maxShares)
-	case !validList(l.CPUSetCPUs):
-		return bad("CPUSetCPUs", "%.64q: want numbers and ranges, such as \"0-2,5\"", l.CPUSetCPUs)
-	case !validList(l.CPUSetMems):
-		return bad("CPUSetMems", "%.64q: want numbers and ranges, such as \"0-1\"", l.CPUSetMems)
-	case l.PIDs < -1:
-		return bad("PIDs", "%d: want a number, or 0 for no limit", l.PIDs)
-	case l.BlkioWeight != 0 && !validWeight(l.BlkioWeight):
-		return bad("BlkioWeight", "%d: want 10 to 1000, or 0", l.BlkioWeight)
-	}
-	if len(l.BlkioWeightDevice) > maxDevices {
-		return bad("BlkioWeightDevice", "%d devices: more than %d", len(l.BlkioWeightDevice), maxDevices)
-	}
-	for i, d := range l.BlkioWeightDevice {
-		if !validWeight(d.Weight) || !validDevice(d.Major, d.Minor) {
-			return bad("BlkioWeightDevice", "entry %d: %d:%d %d: want a device number and a weight of 10 to 1000", i, d.Major, d.Minor, d.Weight)
-		}
-	}
-	for _, list := range []struct {
-		name    string
-		devices []ThrottleDevice
-	}{
-		{"BlkioDeviceReadBps", l.BlkioDeviceReadBps}, {"BlkioDeviceWriteBps", l.BlkioDeviceWriteBps},
-		{"BlkioDeviceReadIOps", l.BlkioDeviceReadIOps}, {"BlkioDeviceWriteIOps", l.BlkioDeviceWriteIOps},
-	} {
-		if len(list.devices) > maxDevices {
-			return bad(list.name, "%d devices: more than %d", len(list.devices), maxDevices)
-		}
-		for i, d := range list.devices {
-			if d.Rate == 0 || d.Rate > math.MaxInt64 || !validDevice(d.Major, d.Minor) {
-				return bad(list.name, "entry %d: %d:%d %d: want a device number and a rate above 0", i, d.Major, d.Minor, d.Rate)
-			}
-		}
-	}
-	for i, p := range l.HugepageLimits {
-		if !validPageSize(p.PageSize) {
-			return bad("HugepageLimits", "entry %d: page size %.32q: want one such as \"2MB\" or \"1GB\"", i, p.PageSize)
-		}
-	}
-	for file, value := range l.Unified {
-		if err := checkUnified(file, value); err != nil {
-			return bad("Unified", "%v", err)
-		}
-	}
-	return nil
-}
-
-// Resources returns the limits as the runtime specification has them (config-linux.md, "Control groups"). It never
-// returns nil without an error.
-func (l *Limits) Resources() (*specs.LinuxResources, error) {
+// Resources says the same as the OCI runtime spec does (config-linux, Control groups). It is never nil without an error,
+// which is that of Validate. The result shares slices and maps with l.
+func (l Limits) Resources() (*specs.LinuxResources, error) {
 	if err := l.Validate(); err != nil {
 		return nil, err
 	}
-	r := &specs.LinuxResources{}
-	if l.Memory > 0 || l.MemorySwap != 0 || l.MemoryReservation > 0 {
+	return l.resources(), nil
+}
+
+func (l Limits) resources() *specs.LinuxResources {
+	r := &specs.LinuxResources{HugepageLimits: l.HugepageLimits, Devices: l.Devices, Unified: l.Unified}
+	if l.Memory != 0 || l.MemorySwap != 0 || l.MemoryReservation != 0 {
 		r.Memory = &specs.LinuxMemory{}
-		if l.Memory > 0 {
-			r.Memory.Limit = new(l.Memory)
+		if l.Memory != 0 {
+			r.Memory.Limit = &l.Memory
 		}
-		switch {
-		case l.MemorySwap != 0:
-			r.Memory.Swap = new(l.MemorySwap)
-		case l.Memory > math.MaxInt64/2:
-			r.Memory.Swap = new(int64(-1))
-		case l.Memory > 0:
-			r.Memory.Swap = new(2 * l.Memory)
+		if l.MemoryReservation != 0 {
+			r.Memory.Reservation = &l.MemoryReservation
 		}
-		if l.MemoryReservation > 0 {
-			r.Memory.Reservation = new(l.MemoryReservation)
+		swap := l.MemorySwap
+		if swap == 0 && l.Memory > 0 && l.Memory <= math.MaxInt64/2 {
+			swap = 2 * l.Memory
 		}
-	}
-	cpu := specs.LinuxCPU{Cpus: l.CPUSetCPUs, Mems: l.CPUSetMems}
-	if l.CPUs > 0 {
-		cpu.Quota, cpu.Period = new(int64(math.Round(l.CPUs*defaultPeriod))), new(uint64(defaultPeriod))
-	}
-	if l.CPUQuota > 0 {
-		cpu.Quota = new(l.CPUQuota)
-	}
-	if l.CPUPeriod > 0 {
-		cpu.Period = new(uint64(l.CPUPeriod))
-	}
-	if l.CPUShares > 0 {
-		cpu.Shares = new(uint64(l.CPUShares))
-	}
-	if cpu != (specs.LinuxCPU{}) {
-		r.CPU = &cpu
-	}
-	if l.PIDs > 0 {
-		r.Pids = &specs.LinuxPids{Limit: new(l.PIDs)}
-	}
-	var io specs.LinuxBlockIO
-	if l.BlkioWeight > 0 {
-		io.Weight = new(l.BlkioWeight)
-	}
-	for _, d := range l.BlkioWeightDevice {
-		w := specs.LinuxWeightDevice{Weight: new(d.Weight)}
-		w.Major, w.Minor = d.Major, d.Minor
-		io.WeightDevice = append(io.WeightDevice, w)
-	}
-	io.ThrottleReadBpsDevice = throttles(l.BlkioDeviceReadBps)
-	io.ThrottleWriteBpsDevice = throttles(l.BlkioDeviceWriteBps)
-	io.ThrottleReadIOPSDevice = throttles(l.BlkioDeviceReadIOps)
-	io.ThrottleWriteIOPSDevice = throttles(l.BlkioDeviceWriteIOps)
-	if io.Weight != nil || len(io.WeightDevice)+len(io.ThrottleReadBpsDevice)+len(io.ThrottleWriteBpsDevice)+
-		len(io.ThrottleReadIOPSDevice)+len(io.ThrottleWriteIOPSDevice) > 0 {
-		r.BlockIO = &io
-	}
-	for _, p := range l.HugepageLimits {
-		r.HugepageLimits = append(r.HugepageLimits, specs.LinuxHugepageLimit{Pagesize: p.PageSize, Limit: p.Limit})
-	}
-	if len(l.Unified) > 0 {
-		r.Unified = make(map[string]string, len(l.Unified))
-		for file, value := range l.Unified {
-			r.Unified[file] = value
+		if swap != 0 {
+			r.Memory.Swap = &swap
 		}
 	}
-	return r, nil
-}
-
-func throttles(list []ThrottleDevice) []specs.LinuxThrottleDevice {
-	var out []specs.LinuxThrottleDevice
-	for _, d := range list {
-		t := specs.LinuxThrottleDevice{Rate: d.Rate}
-		t.Major, t.Minor = d.Major, d.Minor
-		out = append(out, t)
-	}
-	return out
-}
-
-// validList reports whether s is a list of processors or memory nodes (cpuset(7), "List format"), or empty.
-func validList(s string) bool {
-	if s == "" {
-		return true
-	}
-	if len(s) > maxList {
-		return false
-	}
-	for _, part := range strings.Split(s, ",") {
-		first, last, ranged := strings.Cut(part, "-")
-		a, err := strconv.ParseUint(first, 10, 16)
-		if err != nil || first[0] == '+' {
-			return false
+	if l.CPUs != 0 || l.CPUShares != 0 || l.CPUQuota != 0 || l.CPUPeriod != 0 || l.CPUSetCPUs != "" || l.CPUSetMems != "" {
+		c := &specs.LinuxCPU{Cpus: l.CPUSetCPUs, Mems: l.CPUSetMems}
+		r.CPU = c
+		if l.CPUShares != 0 {
+			c.Shares = &l.CPUShares
 		}
-		if ranged {
-			b, err := strconv.ParseUint(last, 10, 16)
-			if err != nil || b < a || last[0] == '+' {
-				return false
+		quota, period := l.CPUQuota, l.CPUPeriod
+		if l.CPUs != 0 {
+			if period == 0 {
+				period = defaultPeriod
 			}
+			quota = int64(math.Round(l.CPUs * float64(period)))
+		}
+		if quota != 0 {
+			c.Quota = &quota
+		}
+		if period != 0 {
+			c.Period = &period
 		}
 	}
-	return true
+	if l.PIDs != 0 {
+		r.Pids = &specs.LinuxPids{Limit: &l.PIDs}
+	}
+	b := specs.LinuxBlockIO{
+		ThrottleReadBpsDevice:   l.BlkioDeviceReadBps,
+		ThrottleWriteBpsDevice:  l.BlkioDeviceWriteBps,
+		ThrottleReadIOPSDevice:  l.BlkioDeviceReadIOps,
+		ThrottleWriteIOPSDevice: l.BlkioDeviceWriteIOps,
+	}
+	if l.BlkioWeight != 0 {
+		b.Weight = &l.BlkioWeight
+	}
+	if b.Weight != nil || len(b.ThrottleReadBpsDevice)+len(b.ThrottleWriteBpsDevice)+
+		len(b.ThrottleReadIOPSDevice)+len(b.ThrottleWriteIOPSDevice) > 0 {
+		r.BlockIO = &b
+	}
+	return r
 }
 
-func validWeight(w uint16) bool { return w >= 10 && w <= 1000 }
-
-// validDevice reports whether the numbers fit the kernel's dev_t: 12 and 20 bits.
-func validDevice(major, minor int64) bool {
-	return major >= 0 && major < 1<<12 && minor >= 0 && minor < 1<<20
-}
-
-// validPageSize reports whether s is a size as the hugetlb files have it: "64KB", "2MB", "1GB".
-func validPageSize(s string) bool {
-	digits, ok := strings.CutSuffix(s, "B")
-	if !ok || len(digits) < 2 || len(digits) > 8 || !slices.Contains([]byte("KMG"), digits[len(digits)-1]) {
-		return false
+// Validate says what makes no sense on any machine, as an *InvalidError.
+func (l Limits) Validate() error {
+	switch {
+	case l.Memory < 0:
+		return invalid("Memory", l.Memory, "must not be negative")
+	case l.MemorySwap < unlimited:
+		return invalid("MemorySwap", l.MemorySwap, "must not be negative, but for -1")
+	case l.MemorySwap != 0 && l.Memory == 0:
+		return invalid("MemorySwap", l.MemorySwap, "needs Memory")
+	case l.MemorySwap > 0 && l.MemorySwap < l.Memory:
+		return invalid("MemorySwap", l.MemorySwap, "must not be less than Memory: it includes it")
+	case l.MemoryReservation < 0:
+		return invalid("MemoryReservation", l.MemoryReservation, "must not be negative")
+	case l.Memory != 0 && l.MemoryReservation > l.Memory:
+		return invalid("MemoryReservation", l.MemoryReservation, "must not be more than Memory")
+	case !(l.CPUs >= 0) || l.CPUs > 1e6:
+		return invalid("CPUs", l.CPUs, "must be a number of processors")
+	case l.CPUs != 0 && l.CPUQuota != 0:
+		return invalid("CPUs", l.CPUs, "excludes CPUQuota, which says the same")
+	case l.CPUs != 0 && l.CPUs*float64(max(l.CPUPeriod, 1000)) < 1000 && l.CPUPeriod != 0, l.CPUs != 0 && l.CPUs < 0.01:
+		return invalid("CPUs", l.CPUs, "must be 0.01 or more, and 1000 µs in each period")
+	case l.CPUQuota != 0 && l.CPUQuota < 1000:
+		return invalid("CPUQuota", l.CPUQuota, "must be 1000 µs or more")
+	case l.CPUPeriod != 0 && (l.CPUPeriod < 1000 || l.CPUPeriod > 1000000):
+		return invalid("CPUPeriod", l.CPUPeriod, "must be 1000 to 1000000 µs")
+	case l.CPUShares != 0 && (l.CPUShares < 2 || l.CPUShares > 262144):
+		return invalid("CPUShares", l.CPUShares, "must be 2 to 262144")
+	case l.PIDs < unlimited:
+		return invalid("PIDs", l.PIDs, "must not be negative, but for -1")
 	}
-	n, err := strconv.ParseUint(digits[:len(digits)-1], 10, 16)
-	return err == nil && n > 0 && digits[0] != '+' && digits[0] != '0'
-}
-
-// checkUnified refuses what is not a file of a controller, and what could move or kill processes.
-func checkUnified(file, value string) error {
-	controller, rest, ok := strings.Cut(file, ".")
-	valid := ok && controller != "" && rest != "" && len(file) <= 64 && controller != "cgroup"
-	for i := 0; valid && i < len(file); i++ {
-		c := file[i]
-		valid = c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '_' || c == '.'
-	}
-	if !valid {
-		return fmt.Errorf("file %.64q: want a file of a controller, such as \"memory.high\"", file)
-	}
-	if len(value) > 4096 || strings.Contains(value, "\x00") {
-		return fmt.Errorf("file %q: the value is longer than a page or holds a zero byte", file)
-	}
-	return nil
+	return checkResources(l.resources())
 }
