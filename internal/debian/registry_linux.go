@@ -99,7 +99,7 @@ func tryRegistry(ctx context.Context, storage string) (host string, stop func(),
 		select {
 		case err := <-ended:
 			os.RemoveAll(work)
-			return "", nil, fmt.Errorf("docker-registry on %s ended: %v\n%s", host, err, output.String())
+			return "", nil, fmt.Errorf("docker-registry on %s ended: %w\n%s", host, err, output.String())
 		case <-ctx.Done():
 			stop()
 			return "", nil, ctx.Err()
