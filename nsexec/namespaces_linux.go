@@ -1,6 +1,7 @@
 package nsexec
 
 import (
+	"errors"
 	"os"
 	"strconv"
 	"strings"
@@ -99,7 +100,7 @@ func (c *compiler) checkNamespaces() {
 	}
 	for i := range n.files {
 		j := &n.files[i]
-		f, err := os.Open(j.path)
+		f, err := openNamespace(j.path)
 		if err != nil {
 			c.invalid("linux.namespaces", "open the %s namespace to join: %w", cloneFlagNames(j.flag), err)
 			return
@@ -113,6 +114,26 @@ func (c *compiler) checkNamespaces() {
 		j.file = f
 	}
 }
+
+// openNamespace opens a file that stands for a namespace, and nothing else: opening a device or a pipe may have effects
+// or wait.
+func openNamespace(path string) (*os.File, error) {
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(fd)
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(fd, &st); err != nil {
+		return nil, &os.PathError{Op: "statfs", Path: path, Err: err}
+	}
+	if st.Type != unix.NSFS_MAGIC {
+		return nil, &os.PathError{Op: "open", Path: path, Err: errNoNamespace}
+	}
+	return os.Open("/proc/self/fd/" + strconv.Itoa(fd))
+}
+
+var errNoNamespace = errors.New("not a file of a namespace")
 
 // ownPIDNamespace says whether the container has a pid namespace of its own, which the guard's can contain.
 func (c *compiler) ownPIDNamespace() bool { return c.namespaces.fresh&unix.CLONE_NEWPID != 0 }

@@ -3,8 +3,11 @@ package nsexec
 import (
 	"errors"
 	"fmt"
+	"os"
 	"slices"
+	"strconv"
 	"strings"
+	"sync"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
@@ -13,7 +16,8 @@ import (
 // default. It is plain data and survives JSON.
 type Security struct {
 	// CapAdd and CapDrop are capabilities to add to the default set and to drop from it, with or without "CAP_", in any
-	// case, or "ALL". Dropping ALL leaves what is added; adding ALL leaves all but what is dropped.
+	// case, or "ALL". Dropping ALL leaves what is added; adding ALL leaves all that the importing program has but what is
+	// dropped.
 	CapAdd  []string `json:",omitempty"`
 	CapDrop []string `json:",omitempty"`
 	// NoNewPrivileges keeps setuid programs and file capabilities from having an effect.
@@ -112,7 +116,7 @@ func privileged(spec *specs.Spec) {
 // ALL first, single names override it.
 func (s *Security) capabilities() ([]string, error) {
 	if s.Privileged {
-		return slices.Clone(capabilityNames[:]), nil
+		return allCapabilities(), nil
 	}
 	add, addAll, err := normalize("CapAdd", s.CapAdd)
 	if err != nil {
@@ -125,7 +129,7 @@ func (s *Security) capabilities() ([]string, error) {
 	base := defaultCapabilities[:]
 	switch {
 	case addAll:
-		base = capabilityNames[:]
+		base = allCapabilities()
 		if dropAll {
 			base = nil
 		}
@@ -145,6 +149,33 @@ func (s *Security) capabilities() ([]string, error) {
 	}
 	return caps, nil
 }
+
+// allCapabilities are those that the importing program could give away: in a container itself, it may lack some.
+func allCapabilities() []string {
+	bounding := ownBounding()
+	list := make([]string, 0, len(capabilityNames))
+	for i, n := range capabilityNames {
+		if bounding>>i&1 != 0 {
+			list = append(list, n)
+		}
+	}
+	return list
+}
+
+var ownBounding = sync.OnceValue(func() uint64 {
+	b, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return 1<<64 - 1
+	}
+	for line := range strings.Lines(string(b)) {
+		if v, ok := strings.CutPrefix(line, "CapBnd:"); ok {
+			if set, err := strconv.ParseUint(strings.TrimSpace(v), 16, 64); err == nil {
+				return set
+			}
+		}
+	}
+	return 1<<64 - 1
+})
 
 func normalize(field string, names []string) (list []string, all bool, err error) {
 	for i, n := range names {
