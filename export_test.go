@@ -1,4 +1,30 @@
 package coracle
 
+import (
+	"context"
+	"os"
+)
+
 // GroupPrefix is how the names of an engine's cgroups begin.
 func (e *Engine) GroupPrefix() string { return e.groupPrefix() }
+
+// MountImage returns a detached mount of an image's root filesystem, in a snapshot of its own that remove takes away.
+func (e *Engine) MountImage(ctx context.Context, img *Image) (root *os.File, remove func() error, err error) {
+	layers, err := img.layers(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	snap, err := e.store.NewSnapshot(ctx, newID(idLength/2), layers, nil)
+	if err != nil {
+		return nil, nil, err
+	}
+	root, err = snap.Mount(ctx, nil)
+	if err != nil {
+		snap.Remove(ctx)
+		return nil, nil, err
+	}
+	return root, func() error {
+		root.Close()
+		return snap.Remove(ctx)
+	}, nil
+}

@@ -4,7 +4,6 @@ import (
 	"io"
 	"time"
 
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/coracle-dev/coracle/cgroup"
@@ -94,10 +93,6 @@ type ContainerSpec struct {
 	// Customize, if not nil, may change the final OCI runtime spec before every start.
 	Customize func(*specs.Spec) error `json:"-"`
 }
-
-// ImageConfig is what an image says of the containers that are made of it (OCI image specification, "Image
-// Configuration", section "config").
-type ImageConfig = ocispec.ImageConfig
 
 // An Attachment connects a container to a network.
 type Attachment struct {
