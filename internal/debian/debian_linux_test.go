@@ -87,6 +87,13 @@ func TestExtract(t *testing.T) {
 			t.Errorf("still there: %s", lines[i])
 		}
 	}
+	link := filepath.Join(t.TempDir(), "link")
+	if err := os.Symlink(root, link); err != nil {
+		t.Fatal(err)
+	}
+	if again, err := List(link); err != nil || !slices.Equal(again, lines) {
+		t.Errorf("through a link: %d lines instead of %d, %v", len(again), len(lines), err)
+	}
 	var blocks int64
 	if info, err := os.Stat(filepath.Join(root, "nasty/sparse")); err != nil {
 		t.Error(err)

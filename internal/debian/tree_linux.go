@@ -81,6 +81,7 @@ func applyWhiteouts(root, layer string) error {
 // The size and number of links of directories depend on the filesystem and are left out, as are trusted.overlay.*
 // attributes.
 func List(root string) ([]string, error) {
+	root += "/." // a link in /proc/self/fd is followed
 	var lines []string
 	first := make(map[[2]uint64]string)
 	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {

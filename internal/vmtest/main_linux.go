@@ -54,6 +54,7 @@ func main() {
 	flag.StringVar(&o.accel, "accel", "tcg", "qemu accelerator: tcg, which works everywhere, or kvm")
 	flag.BoolVar(&o.keep, "work", false, "keep the directory with the disk image and print its name")
 	flag.BoolVar(&o.plan.Verbose, "v", false, "print the output of passing tests too")
+	flag.BoolVar(&o.plan.Short, "short", false, "tell tests to be short")
 	flag.StringVar(&o.plan.Run, "run", "", "only tests that match this regular expression")
 	flag.StringVar(&o.plan.Bench, "bench", "", "benchmarks that match this regular expression, once each")
 	flag.Var(&env, "env", "NAME=VALUE for the tests' environment; may be repeated")

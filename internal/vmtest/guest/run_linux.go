@@ -59,6 +59,9 @@ func runTest(plan *guestplan.Plan, test *guestplan.Test) (ok bool) {
 	ctx, cancel := context.WithTimeout(context.Background(), plan.Timeout)
 	defer cancel()
 	args := []string{"-test.paniconexit0", "-test.v", "-test.timeout=" + plan.Timeout.String()}
+	if plan.Short {
+		args = append(args, "-test.short")
+	}
 	if plan.Run != "" {
 		args = append(args, "-test.run="+plan.Run)
 	}

@@ -9,6 +9,7 @@ type Plan struct {
 	Env     []string      // NAME=VALUE, added to the guest's own few variables
 	Run     string        // -test.run
 	Bench   string        // -test.bench
+	Short   bool          // -test.short
 	Verbose bool          // print the output of passing tests too
 	Timeout time.Duration // of each binary
 }
