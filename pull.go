@@ -210,10 +210,12 @@ func (e *Engine) pullFrom(ctx context.Context, client *registryClient, ref Refer
 // another.
 const pulledForAnnotation = "dev.coracle.pulled-for"
 
-// isFor says whether an image that runs on a platform is the one that a pull for it would bring.
+// isFor says whether an image that runs on a platform is the one that a pull for it would bring. Of images that were
+// not pulled there is but one.
 func (i *Image) isFor(want ocispec.Platform) error {
-	have := i.config.Platform
-	if have.Architecture == "" || normalPlatform(have).Architecture == normalPlatform(want).Architecture || i.desc.Annotations[pulledForAnnotation] == platformString(want) {
+	have := normalPlatform(i.config.Platform)
+	pulledFor, pulled := i.desc.Annotations[pulledForAnnotation]
+	if !pulled || pulledFor == platformString(want) || samePlatform(have, want) || have.Architecture == want.Architecture && i.config.Variant == "" {
 		return nil
 	}
 	return &PlatformError{Want: platformString(want), Have: []string{platformString(have)}}
