@@ -1,0 +1,44 @@
+// Package coracle runs containers in the importing program: no daemon, no command-line tool, no helper binary.
+//
+// An [Engine] is an open root directory with images and containers. Any number of programs may have one open at once.
+//
+//	eng, err := coracle.Open(ctx, coracle.Config{})
+//	defer eng.Close()
+//	out, err := eng.Output(ctx, &coracle.ContainerSpec{Image: "debian:12-slim", Args: []string{"uname", "-a"}})
+//
+// # Specs, handles and options
+//
+// A spec ([ContainerSpec], [cgroup.Limits], [nsexec.Security]) is plain data that says what is to be; the zero value of
+// each field is documented and useful. A handle ([Engine], [Image], [Container]) is something live whose methods act.
+// Options ([PullOptions], [StopOptions]) are for one call; nil means the defaults.
+//
+// What blocks takes a context. Cancelling a Wait ends the waiting; cancelling a [Engine.Run] kills the container.
+//
+// # Images
+//
+// [Engine.Pull] fetches an image from a registry, [Engine.ImageFromFS] makes one of files that the program has. Layers
+// are verified and unpacked once, and shared by all containers.
+//
+// # Containers
+//
+// [Engine.Create] makes a container, [Container.Start] starts it, [Container.Wait] tells how it ended, exactly as the
+// kernel gave it, and [Container.Remove] takes it away. [Engine.Run] and [Engine.Output] do all of that.
+//
+// A container is attached: it ends with the engine, and with the program however that ends. syscall.Exec in the program
+// ends its containers too. What a killed program leaves on disk goes with the next [Open] of the root.
+//
+// The defaults are Docker's: namespaces, capabilities, seccomp profile, masked paths, device rules, entrypoint rules. At
+// present a container has no network but its own loopback interface, or the host's.
+//
+// # Errors
+//
+// Every error of this package is or wraps an [*OpError], which names the operation and the object. What does not exist
+// matches fs.ErrNotExist, what exists already fs.ErrExist, what is forbidden fs.ErrPermission, what this machine cannot
+// do errors.ErrUnsupported, and a spec that makes no sense [ErrInvalid]. Errors of the kernel keep their errno. A
+// container that ran and did not end with code 0 is an [*ExitError].
+//
+// # Requirements
+//
+// Linux 5.14 or later, amd64 or arm64, and root. On other systems Open returns an error that matches
+// errors.ErrUnsupported.
+package coracle
