@@ -88,15 +88,31 @@ type compiler struct {
 	retries    Slot // how often openat2 was interrupted by renames
 	haveRetry  bool
 
-	hows  map[how]Arg // one struct open_how of each kind
-	final []func()    // steps after all mounts: attributes that were put off
-	late  []func()    // steps off the usual path, laid out behind it
+	temps map[string]Slot // see temp
+	hows  map[how]Arg     // one struct open_how of each kind
+	final []func()        // steps after all mounts: attributes that were put off
+	late  []func()        // steps off the usual path, laid out behind it
 }
 
 // reserve makes room for a usual plan at once.
 func (c *compiler) reserve() {
-	c.steps = make([]step, 0, 384)
-	c.data = make([]byte, 0, 32<<10)
+	c.steps = make([]step, 0, 640)
+	c.data = make([]byte, 0, 16<<10)
+	c.labels = make([]int, 0, 192)
+}
+
+// temp is a slot for a value that is not needed for longer than the steps of one mount, device or file. All of a name
+// share one.
+func (c *compiler) temp(name string) Slot {
+	s, ok := c.temps[name]
+	if !ok {
+		if c.temps == nil {
+			c.temps = make(map[string]Slot, 16)
+		}
+		s = c.NewSlot(name)
+		c.temps[name] = s
+	}
+	return s
 }
 
 // invalid records that a field cannot be compiled.

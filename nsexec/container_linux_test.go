@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -572,5 +573,44 @@ func TestSetupErrors(t *testing.T) {
 				t.Errorf("got %v, want step %q to fail with %v", err, test.label, test.want)
 			}
 		})
+	}
+}
+
+// TestManyMounts has more mounts than a process may have open files.
+func TestManyMounts(t *testing.T) {
+	requireRoot(t)
+	s := newSpec(newRoot(t), "view")
+	for i := range 600 {
+		m := specs.Mount{Destination: "/m/" + strconv.Itoa(i), Type: "bind", Source: "/tmp", Options: []string{"bind", "ro"}}
+		if i%10 == 0 {
+			m = specs.Mount{Destination: m.Destination, Type: "tmpfs", Options: []string{"size=4k"}}
+		}
+		s.Mounts = append(s.Mounts, m)
+		s.Linux.MaskedPaths = append(s.Linux.MaskedPaths, m.Destination)
+	}
+	if v := viewOf(t, s, nil); len(v.Mounts) < 1200 {
+		t.Errorf("%d mounts", len(v.Mounts))
+	}
+}
+
+func TestAppArmor(t *testing.T) {
+	requireRoot(t)
+	s := newSpec(newRoot(t), "cat", "/proc/self/attr/current")
+	s.Process.ApparmorProfile = "coracle-no-such-profile"
+	_, _, err := run(t, s, nil)
+	if !haveAppArmor() {
+		var se *SpecError
+		if !errors.As(err, &se) || !errors.Is(err, errors.ErrUnsupported) || se.Field != "process.apparmorProfile" {
+			t.Errorf("without AppArmor: %v", err)
+		}
+	} else if !errors.Is(err, unix.ENOENT) {
+		t.Errorf("a profile that is not loaded: %v", err)
+	}
+	s.Process.ApparmorProfile = "unconfined"
+	if !haveAppArmor() {
+		s.Process.Args = []string{insidePath, "echo"}
+	}
+	if out := mustRun(t, s, nil); haveAppArmor() && !strings.HasPrefix(out, "unconfined") {
+		t.Errorf("label %q", out)
 	}
 }

@@ -82,6 +82,10 @@ func (c *compiler) setCredentials() {
 	gid, uid := Const(uint64(p.User.GID)), Const(uint64(p.User.UID))
 	c.Syscall("set the group", unix.SYS_SETRESGID, gid, gid, gid)
 	c.Syscall("set the user", unix.SYS_SETRESUID, uid, uid, uid)
+	if p.User.UID != 0 || p.User.GID != 0 {
+		// The kernel has set it to fs.suid_dumpable, which may let others of the same user look in.
+		c.Syscall("stay undumpable", unix.SYS_PRCTL, Const(unix.PR_SET_DUMPABLE).As("PR_SET_DUMPABLE"), Const(0))
+	}
 	c.changeDirectoryAgain()
 	if early {
 		if p.User.UID != 0 {

@@ -133,7 +133,7 @@ func (c *compiler) otherDevices() {
 func (c *compiler) makeDevice(d *device, dir Slot) {
 	base, label := c.String(path.Base(d.path)), "make the device "+d.path
 	bind := func() {
-		source, at := c.NewSlot("source"), c.NewSlot("at")
+		source, at := c.temp("source"), c.temp("at")
 		c.openTree("open the host's "+d.path+" in place of a device node", Int(unix.AT_FDCWD), d.path, false).Into(source)
 		c.Syscall(label, unix.SYS_MKNODAT, dir.Value(), base, Const(unix.S_IFREG|0o666).As("S_IFREG|0666"), Const(0))
 		c.openat2(label, dir.Value(), base, unix.O_PATH|unix.O_NOFOLLOW, beneath).Into(at)
@@ -186,7 +186,7 @@ func (c *compiler) nullDevice() Slot {
 	} else {
 		c.resolve(label, "/dev/null", 0, inRoot, null, nil)
 	}
-	kind, major, minor, wrong := c.NewSlot("kind"), c.NewSlot("major"), c.NewSlot("minor"), c.NewLabel()
+	kind, major, minor, wrong := c.temp("kind"), c.temp("major"), c.temp("minor"), c.NewLabel()
 	c.statx("see what /dev/null is", null.Value(), unix.STATX_TYPE, st)
 	c.Load(kind, 4, st, Const(statxMode))
 	c.And(kind, kind.Value(), Const(unix.S_IFMT).As("S_IFMT"))

@@ -268,6 +268,9 @@ func (c *compiler) checkKind(m *mount) {
 			m.source = c.absolute(m.field+".source", m.source)
 		}
 	case "cgroup":
+		if !c.namespaces.has(unix.CLONE_NEWCGROUP) && len(hostCgroups().v1) > 0 {
+			c.unsupported(m.field+".type", "the host's cgroups of version 1: without a cgroup namespace a container would see all of them")
+		}
 		if len(m.data) > 0 {
 			c.unsupported(field, "option "+strconv.Quote(m.data[0])+" of a cgroup mount")
 		}

@@ -71,11 +71,16 @@ func (c *compiler) mountPlain(m *mount) {
 	at := c.target(m.dest, directory, 0, unix.O_DIRECTORY, resolveFor(m))
 	c.fchdir("go to "+m.dest, at)
 	c.mountCall(label, source, ".", m.kind, flags, data)
+	c.done(at)
 }
 
 // mountFS emits a mount by fsopen and fsmount.
-func (c *compiler) mountFS(m *mount) Slot {
-	fs, mnt := c.NewSlot("fs"), c.NewSlot(strings.ReplaceAll(m.dest[1:], "/", "_"))
+func (c *compiler) mountFS(m *mount) {
+	fs, mnt := c.temp("fs"), c.temp("mount")
+	readOnlyLater := m.set&unix.MOUNT_ATTR_RDONLY != 0 && (m.kind == "tmpfs" || m.dest == "/dev")
+	if m.kind == "proc" || m.dest == "/dev" || readOnlyLater {
+		mnt = c.NewSlot(strings.ReplaceAll(m.dest[1:], "/", "_"))
+	}
 	label := "mount " + m.kind + " on " + m.dest
 	c.newFS(label, m.kind, fs)
 	if m.source != "" {
@@ -94,8 +99,7 @@ func (c *compiler) mountFS(m *mount) Slot {
 	}
 	// A tmpfs and /dev are read-only when all that belongs into them is there.
 	set := m.set
-	late := set&unix.MOUNT_ATTR_RDONLY != 0 && (m.kind == "tmpfs" || m.dest == "/dev")
-	if late {
+	if readOnlyLater {
 		set &^= unix.MOUNT_ATTR_RDONLY
 	}
 	c.createFS(label, fs, mnt, set)
@@ -105,19 +109,21 @@ func (c *compiler) mountFS(m *mount) Slot {
 	} else {
 		c.moveMount(label, mnt.Value(), at.Value())
 	}
-	if late {
+	if readOnlyLater {
 		c.final = append(c.final, func() {
 			c.setAttributes("make "+m.dest+" read-only", mnt.Value(), unix.MOUNT_ATTR_RDONLY, 0, 0, false)
 		})
 	}
 	c.attributesAndPropagation(m, mnt)
+	c.done(at)
 	switch {
 	case m.kind == "proc" && !c.haveProc:
 		c.procFS, c.haveProc, c.procOnProc = mnt, true, m.dest == "/proc" && !c.mountedAgain(m)
 	case m.dest == "/dev":
 		c.dev, c.haveDev = mnt, true
+	case m.kind != "proc" && !readOnlyLater:
+		c.done(mnt)
 	}
-	return mnt
 }
 
 // mountedAgain says whether another mount of the spec has the same mount point.
@@ -149,6 +155,7 @@ func (c *compiler) createFS(label string, fs, mnt Slot, attributes uint64) {
 	c.Syscall(label, unix.SYS_FSCONFIG, fs.Value(), Const(unix.FSCONFIG_CMD_CREATE).As("FSCONFIG_CMD_CREATE"))
 	c.Syscall(label, unix.SYS_FSMOUNT, fs.Value(), Const(unix.FSMOUNT_CLOEXEC).As("FSMOUNT_CLOEXEC"),
 		Const(attributes).As(flagText(attributes, attributeNames))).Into(mnt)
+	c.done(fs)
 }
 
 // attributesAndPropagation emits what is set recursively, and the propagation, of an open mount.
@@ -179,7 +186,7 @@ func atimeMask(set uint64) uint64 {
 
 // bind emits a bind mount: a detached copy of the source's mount, its attributes, then the place where it goes.
 func (c *compiler) bind(m *mount) {
-	source := c.NewSlot("source")
+	source := c.temp("source")
 	if f := c.openAsHost(m.field+".source", m.source, m.recursive); f != nil {
 		c.Add(source, c.own(m.source, f), Const(0))
 	} else {
@@ -219,7 +226,7 @@ func (c *compiler) openAsHost(field, source string, recursive bool) *os.File {
 
 // remount changes what is mounted at the destination already.
 func (c *compiler) remount(m *mount) {
-	at := c.NewSlot("at")
+	at := c.temp("at")
 	c.resolve("open "+m.dest, m.dest, 0, inRoot, at, nil)
 	if m.kind == "bind" || m.kind == "" && m.super == 0 && len(m.data) == 0 {
 		if m.set|m.clear != 0 {
@@ -237,7 +244,7 @@ func (c *compiler) remount(m *mount) {
 // for an empty one.
 func (c *compiler) copyUp(m *mount, tmpfs, at Slot) {
 	label := "show what " + m.dest + " had"
-	lower, st := c.NewSlot("lower"), c.Zeroed(sizeofStatx)
+	lower, st := c.temp("lower"), c.Zeroed(sizeofStatx)
 	c.statx(label, at.Value(), unix.STATX_MODE|unix.STATX_UID|unix.STATX_GID, st)
 	c.cloneMount(label, at.Value(), lower, false)
 	c.moveMount("mount tmpfs on "+m.dest, tmpfs.Value(), at.Value())
@@ -245,12 +252,12 @@ func (c *compiler) copyUp(m *mount, tmpfs, at Slot) {
 		c.Syscall(label, unix.SYS_MKDIRAT, tmpfs.Value(), c.String(name), Const(0o755).As("0755"))
 	}
 	if !slices.ContainsFunc(m.data, func(o string) bool { return strings.HasPrefix(o, "mode=") }) {
-		mode := c.NewSlot("mode")
+		mode := c.temp("mode")
 		c.Load(mode, 4, st, Const(statxMode))
 		c.And(mode, mode.Value(), Const(0o7777).As("07777"))
 		c.Syscall(label, unix.SYS_FCHMODAT, tmpfs.Value(), c.String("upper"), mode.Value())
 	}
-	uid, gid := c.NewSlot("uid"), c.NewSlot("gid")
+	uid, gid := c.temp("uid"), c.temp("gid")
 	c.Load(uid, 4, st, Const(statxUID))
 	c.Load(gid, 4, st, Const(statxGID))
 	c.Syscall(label, unix.SYS_FCHOWNAT, tmpfs.Value(), c.String("upper"), uid.Value(), gid.Value(), Const(0))

@@ -16,6 +16,7 @@ func (c *compiler) payload() {
 	c.enterCgroups()
 	c.join()
 	c.becomeRoot()
+	c.leaveKeyring()
 	c.nameHost()
 	c.loopback()
 
@@ -64,6 +65,22 @@ func (c *compiler) becomeRoot() {
 	c.Syscall("become root of the user namespace", unix.SYS_SETRESUID, Const(0), Const(0), Const(0))
 }
 
+// leaveKeyring gives the container a session keyring of its own: the importing program's may hold credentials.
+func (c *compiler) leaveKeyring() {
+	result, special, left := c.NewSlot("keyring"), c.NewLabel(), c.NewLabel()
+	c.Syscall("leave the host's session keyring", unix.SYS_KEYCTL, Const(unix.KEYCTL_JOIN_SESSION_KEYRING).As("KEYCTL_JOIN_SESSION_KEYRING"), Const(0)).
+		Into(result).Else(special)
+	c.Place(left)
+	c.later(func() {
+		// A kernel without keyrings has nothing to leave; a filter that forbids the call, such as that of a container
+		// around the importing program, forbids the use of keyrings as well.
+		c.Place(special)
+		c.Branch(result.Value(), Equal, Errno(unix.ENOSYS), left)
+		c.Branch(result.Value(), Equal, Errno(unix.EPERM), left)
+		c.Jump(c.failTarget())
+	})
+}
+
 func (c *compiler) nameHost() {
 	if h := c.spec.Hostname; h != "" {
 		c.Syscall("set the hostname to "+h, unix.SYS_SETHOSTNAME, c.String(h), Int(len(h)))
@@ -108,7 +125,7 @@ func (c *compiler) needProc() {
 	if c.haveProc || len(c.spec.Linux.Sysctl) == 0 && p.OOMScoreAdj == nil && p.ApparmorProfile == "" && p.SelinuxLabel == "" {
 		return
 	}
-	fs := c.NewSlot("fs")
+	fs := c.temp("fs")
 	c.procFS, c.haveProc = c.NewSlot("proc"), true
 	const label = "make a private procfs"
 	c.newFS(label, "proc", fs)
@@ -117,7 +134,7 @@ func (c *compiler) needProc() {
 
 // writeProc writes a file of our own procfs.
 func (c *compiler) writeProc(label, file, value string) {
-	fd := c.NewSlot("fd")
+	fd := c.temp("fd")
 	resolve := uint64(ownFiles)
 	if strings.HasPrefix(file, "self/") {
 		resolve &^= unix.RESOLVE_NO_SYMLINKS // /proc/self is one

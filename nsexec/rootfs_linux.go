@@ -108,7 +108,7 @@ const (
 
 // target opens a mount point, and makes it if it is missing.
 func (c *compiler) target(dest string, kind mountPoint, source Slot, flags, resolve uint64) Slot {
-	fd := c.NewSlot("at")
+	fd := c.temp("at")
 	c.resolve("open the mount point "+dest, dest, flags, resolve, fd, func() {
 		dir, made := c.parents(dest), c.NewLabel()
 		label := "make the mount point " + dest
@@ -141,7 +141,7 @@ func (c *compiler) target(dest string, kind mountPoint, source Slot, flags, reso
 
 // modeOf emits the reading of the type bits of an open file's mode.
 func (c *compiler) modeOf(label string, fd Slot) Slot {
-	st, mode := c.Zeroed(sizeofStatx), c.NewSlot("mode")
+	st, mode := c.Zeroed(sizeofStatx), c.temp("mode")
 	c.statx(label, fd.Value(), unix.STATX_TYPE, st)
 	c.Load(mode, 4, st, Const(statxMode))
 	c.And(mode, mode.Value(), Const(unix.S_IFMT).As("S_IFMT"))
@@ -166,7 +166,7 @@ func (c *compiler) statx(label string, fd Arg, mask uint64, st Arg) {
 // parents opens the directory that dest is to be made in. Missing directories above it are made one at a time, each in
 // the one that was opened before, so that nothing can come between.
 func (c *compiler) parents(dest string) Slot {
-	dir, next := c.NewSlot("dir"), c.NewSlot("next")
+	dir, next := c.temp("dir"), c.temp("next")
 	c.Add(dir, c.root.Value(), Const(0))
 	label := "make the directories above " + dest
 	for i := 1; i < len(dest); i++ {
@@ -402,7 +402,7 @@ func (c *compiler) maskPaths() {
 		return
 	}
 	null := c.nullDevice()
-	fs, mask, masked := c.NewSlot("fs"), c.NewSlot("mask"), c.NewSlot("masked")
+	fs, mask, masked := c.temp("fs"), c.NewSlot("mask"), c.NewSlot("masked")
 	c.newFS("make the mask for directories", "tmpfs", fs)
 	c.fsconfig("make the mask for directories", fs, "mode=555")
 	c.createFS("make the mask for directories", fs, mask,
@@ -411,7 +411,7 @@ func (c *compiler) maskPaths() {
 	for _, p := range c.spec.Linux.MaskedPaths {
 		p = path.Clean(p)
 		label := "mask " + p
-		at, clone, moved := c.NewSlot("at"), c.NewSlot("clone"), c.NewSlot("moved")
+		at, clone, moved := c.temp("at"), c.temp("clone"), c.temp("moved")
 		asFile := func(other Label) {
 			c.cloneMount(label, null.Value(), clone, false)
 			c.moveMount(label, clone.Value(), at.Value()).Into(moved).Else(other)
@@ -505,7 +505,7 @@ const crowd = 100
 func (c *compiler) readonlyPaths() {
 	for _, p := range c.spec.Linux.ReadonlyPaths {
 		p = path.Clean(p)
-		at, clone := c.NewSlot("at"), c.NewSlot("clone")
+		at, clone := c.temp("at"), c.temp("clone")
 		absent := c.NewLabel()
 		label := "make " + p + " read-only"
 		c.openPath(label, p, at, absent)
