@@ -8,9 +8,16 @@
 //
 // # Where groups are
 //
-// All groups of a Hierarchy are directories in one parent: Config.Parent, else /coracle at the top of each hierarchy,
-// else a directory "coracle" beside or below the cgroup of this process, where only that may be written, as in a
-// container or in a scope that systemd delegated. Controllers are never enabled in a cgroup that holds processes.
+// All groups of a Hierarchy are directories in one parent: Config.Parent, else /coracle, at the top of each hierarchy.
+// Where the top may not be written, the same path is tried below each ancestor of the cgroup of this process, from the
+// top: that finds what systemd delegated to a user. Controllers are never enabled in a cgroup that holds processes, the
+// root excepted.
+//
+// # Devices
+//
+// Device rules are a list of version 1, or a BPF program where there is no such list. Where neither can be had they are
+// an error like any limit, unless this process could not make a device node either, for want of CAP_MKNOD or in a user
+// namespace: then a container cannot, and the rules are ignored, and logged once.
 //
 // # Where cgroups are missing
 //

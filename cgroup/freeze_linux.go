@@ -97,8 +97,3 @@ func freezeLegacy(ctx context.Context, dir int, name string, frozen bool) error 
 		}
 	}
 }
-
-// thawTree thaws a v1 group and, as far as it can, the groups inside of it.
-func thawTree(dir int, name string) error {
-	return writeAt(dir, name+"/freezer.state", "THAWED")
-}

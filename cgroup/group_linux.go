@@ -167,12 +167,13 @@ func (g *Group) Remove(ctx context.Context) error {
 		return nil
 	}
 	var errs []error
+	deadline := time.Now().Add(removeWait)
 	for _, t := range g.h.trees {
 		fd, err := t.dir()
 		if err != nil {
 			continue
 		}
-		if err := removeTree(ctx, fd, g.name); err != nil {
+		if err := removeTree(ctx, fd, g.name, deadline); err != nil {
 			err = &fs.PathError{Op: "rmdir", Path: path.Join(t.path, g.name), Err: err}
 			if errors.Is(err, unix.EBUSY) {
 				err = fmt.Errorf("%w: there are processes in it: kill them first", err)
@@ -187,8 +188,7 @@ func (g *Group) Remove(ctx context.Context) error {
 }
 
 // removeTree removes the directory name in dir, and those below it.
-func removeTree(ctx context.Context, dir int, name string) error {
-	deadline := time.Now().Add(removeWait)
+func removeTree(ctx context.Context, dir int, name string, deadline time.Time) error {
 	for wait := 50 * time.Microsecond; ; wait = min(2*wait, 10*time.Millisecond) {
 		err := unix.Unlinkat(dir, name, unix.AT_REMOVEDIR)
 		if err == unix.EBUSY {

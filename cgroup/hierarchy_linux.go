@@ -40,6 +40,7 @@ type tree struct {
 	path        string // of the parent, absolute: for Path and for errors
 	err         error  // why there is no parent
 	dead        []int  // former values of fd
+	made        bool   // by us: ours to remove
 }
 
 // legacyControllers are the v1 hierarchies that a group is made in. A hierarchy of another kind (perf_event, net_cls) has
@@ -91,7 +92,7 @@ func Open(config Config) (*Hierarchy, error) {
 		if v2 && !t.v2 && slices.Equal(t.controllers, []string{"freezer"}) {
 			continue
 		}
-		t.open(parent)
+		t.err = t.open(parent)
 		h.trees = append(h.trees, t)
 	}
 	return h, nil
@@ -180,19 +181,26 @@ func below(root, own string) string {
 }
 
 // open makes the parent, as far up as this process may.
-func (t *tree) open(parent string) {
+func (t *tree) open(parent string) error {
 	var first error
 	for _, base := range ancestors(t.own) {
-		fd, err := t.makeParent(base, parent)
+		var fd int
+		var err error
+		// Another process may remove the empty parent between mkdir and open.
+		for range 10 {
+			if fd, err = t.makeParent(base, parent); !errors.Is(err, fs.ErrNotExist) {
+				break
+			}
+		}
 		if err == nil {
 			t.fd, t.path, t.err = fd, path.Join(t.mount, base, parent), nil
-			return
+			return nil
 		}
 		if first == nil {
 			first = err
 		}
 	}
-	t.err = first
+	return first
 }
 
 // ancestors returns "/", "/a", "/a/b" for "/a/b".
@@ -220,6 +228,7 @@ func (t *tree) makeParent(base, parent string) (int, error) {
 		t.prepare(fd, at == t.mount)
 		err := unix.Mkdirat(fd, part, 0o755)
 		made := err == nil
+		t.made = t.made || made
 		if err != nil && err != unix.EEXIST {
 			unix.Close(fd)
 			return -1, &fs.PathError{Op: "mkdir", Path: path.Join(at, part), Err: err}
@@ -328,11 +337,11 @@ func (t *tree) reopen(old int, parent string) error {
 	if t.fd != old {
 		return t.err // another goroutine was faster
 	}
-	t.open(parent)
-	if t.err == nil {
-		t.dead = append(t.dead, old) // others may be using it
+	if err := t.open(parent); err != nil {
+		return err
 	}
-	return t.err
+	t.dead = append(t.dead, old) // others may be using it
+	return nil
 }
 
 // dir returns the descriptor of the parent.
@@ -342,13 +351,15 @@ func (t *tree) dir() (int, error) {
 	return t.fd, t.err
 }
 
-// Close removes the parents if they are empty, and frees what Open took. It must not be called while another method runs.
+// Close removes the parents if they are empty and were made here, and frees what Open took. It must not be called while another method runs.
 func (h *Hierarchy) Close() error {
 	for _, t := range h.trees {
 		t.mu.Lock()
 		if t.fd >= 0 {
-			// Not ours alone: whoever else uses it makes it again. Groups below it make this fail, as it should.
-			_ = unix.Rmdir(t.path)
+			// Whoever else uses it makes it again. Groups below it make this fail, as it should.
+			if t.made || h.parent == defaultParent {
+				_ = unix.Rmdir(t.path)
+			}
 			unix.Close(t.fd)
 			t.fd, t.err = -1, fs.ErrClosed
 		}

@@ -109,7 +109,7 @@ func (g *Group) killEach(ctx context.Context) error {
 			// A frozen process of v1 dies when it is thawed.
 			if t := g.h.tree("freezer"); t != nil {
 				if dir, err := t.dir(); err == nil {
-					_ = thawTree(dir, g.name)
+					_ = writeAt(dir, g.name+"/freezer.state", "THAWED")
 				}
 			}
 			thawed = true

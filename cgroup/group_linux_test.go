@@ -1,0 +1,352 @@
+package cgroup
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/coracle-dev/coracle/internal/testutil"
+)
+
+// background is for cleanups, which run when the context of the test is done.
+var background = context.Background()
+
+func TestGroupLife(t *testing.T) {
+	h := open(t)
+	t.Logf("mode %v, controllers %v", h.Mode(), h.Controllers())
+	g, err := h.Create("life", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.Create("life", nil); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("a second group of this name: %v", err)
+	}
+	for _, tr := range h.trees {
+		if st, err := os.Stat(filepath.Join(tr.path, "life")); err != nil || !st.IsDir() {
+			t.Errorf("%v: %v", tr.path, err)
+		}
+	}
+	if names, err := h.Names(); err != nil || !slices.Equal(names, []string{"life"}) {
+		t.Errorf("names %q, %v", names, err)
+	}
+	if again, err := h.Load("life"); err != nil || again.Name() != "life" {
+		t.Errorf("load: %v", err)
+	}
+	for range 2 {
+		if err := g.Kill(t.Context()); err != nil {
+			t.Errorf("kill an empty group: %v", err)
+		}
+	}
+	for range 2 {
+		if err := g.Remove(t.Context()); err != nil {
+			t.Errorf("remove: %v", err)
+		}
+	}
+	if err := g.Kill(t.Context()); err != nil {
+		t.Errorf("kill a group that is gone: %v", err)
+	}
+	if _, err := h.Load("life"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("load a group that is gone: %v", err)
+	}
+	if _, err := g.Stats(); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("statistics of a group that is gone: %v", err)
+	}
+	if err := g.Update(resources(t, Limits{PIDs: 5})); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("update a group that is gone: %v", err)
+	}
+	if _, err := g.Join(); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("join a group that is gone: %v", err)
+	}
+}
+
+func TestNames(t *testing.T) {
+	h := open(t)
+	for _, name := range []string{"", ".", "..", "../x", "a/b", "/", "/etc", "a\x00b", "a\nb", "-x", "tasks", "cgroup.procs",
+		"memory.max", "ä", strings.Repeat("x", 201), strings.Repeat("x", 1<<20)} {
+		var invalid *InvalidError
+		if _, err := h.Create(name, nil); !errors.As(err, &invalid) || len(err.Error()) > 1000 {
+			t.Errorf("create %.20q: %v", name, err)
+		}
+		if _, err := h.Load(name); !errors.As(err, &invalid) {
+			t.Errorf("load %.20q: %v", name, err)
+		}
+	}
+	long, err := h.Create(strings.Repeat("x", 200), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := long.Remove(t.Context()); err != nil {
+		t.Error(err)
+	}
+	for _, parent := range []string{"x", "/", "/a/../b", "/a/", "//a", "/a\nb"} {
+		if _, err := Open(Config{Parent: parent}); err == nil {
+			t.Errorf("parent %q was taken", parent)
+		}
+	}
+}
+
+// A limit that cannot be set leaves nothing behind.
+func TestCreateRollsBack(t *testing.T) {
+	h := open(t)
+	needs(t, h, "cpuset")
+	_, err := h.Create("back", resources(t, Limits{CPUSetCPUs: "9999"}))
+	var limit *LimitError
+	if !errors.As(err, &limit) || limit.Feature != "cpuset" || limit.Value != "9999" {
+		t.Errorf("a processor that does not exist: %v", err)
+	}
+	if names, err := h.Names(); err != nil || len(names) > 0 {
+		t.Errorf("names %q, %v", names, err)
+	}
+}
+
+func TestJoin(t *testing.T) {
+	h := open(t)
+	g := create(t, h, nil)
+	p := start(t, g, "wait")
+	p.line(t)
+	data, err := os.ReadFile("/proc/" + itoa(p.Process.Pid) + "/cgroup")
+	if err != nil {
+		t.Fatal(err)
+	}
+	in := strings.Count(string(data), testParent+"/"+g.Name()+"\n")
+	if in != len(h.trees) {
+		t.Errorf("the process is in %d of %d hierarchies:\n%s", in, len(h.trees), data)
+	}
+	if pids, err := g.Procs(); err != nil || !slices.Equal(pids, []int{p.Process.Pid}) {
+		t.Errorf("processes %d, %v; want %d", pids, err, p.Process.Pid)
+	}
+	j, err := g.Join()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer j.Close()
+	if h.Mode() != V1 && (j.Dir == nil || j.Kill == nil) {
+		t.Errorf("join: %+v", j)
+	}
+	if (h.Mode() == V2) != (len(j.Tasks) == 0) {
+		t.Errorf("mode %v, %d tasks files", h.Mode(), len(j.Tasks))
+	}
+	if err := g.Kill(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if pids, err := g.Procs(); err != nil || len(pids) > 0 {
+		t.Errorf("after kill: %d, %v", pids, err)
+	}
+	var exit *os.ProcessState
+	if exit, err = p.Process.Wait(); err != nil || exit.Sys().(syscall.WaitStatus).Signal() != unix.SIGKILL {
+		t.Errorf("%v, %v", exit, err)
+	}
+}
+
+// Without cgroup.kill: Linux 5.10, or v1 alone.
+func TestKillEach(t *testing.T) {
+	h := open(t)
+	g := create(t, h, nil)
+	for range 3 {
+		start(t, g, "wait").line(t)
+	}
+	if pids, err := g.Procs(); err != nil || len(pids) != 3 {
+		t.Fatalf("%d, %v", pids, err)
+	}
+	if err := g.killEach(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if pids, err := g.Procs(); err != nil || len(pids) != 0 {
+		t.Errorf("%d, %v", pids, err)
+	}
+}
+
+// What a container made inside of its group goes with it.
+func TestRemoveNested(t *testing.T) {
+	h := open(t)
+	g := create(t, h, nil)
+	for _, tr := range h.trees {
+		dir := filepath.Join(tr.path, g.Name())
+		for i := range 70 {
+			if err := os.Mkdir(filepath.Join(dir, "wide"+itoa(i)), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for range 40 {
+			dir = filepath.Join(dir, "deep")
+			if err := os.Mkdir(dir, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Mkdir(filepath.Join(filepath.Dir(dir), "beside"), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := g.Remove(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if names, err := h.Names(); err != nil || len(names) > 0 {
+		t.Errorf("names %q, %v", names, err)
+	}
+}
+
+func TestRemoveBusy(t *testing.T) {
+	h := open(t)
+	g := create(t, h, nil)
+	start(t, g, "wait").line(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := g.Remove(ctx); !errors.Is(err, unix.EBUSY) || !errors.Is(err, context.Canceled) {
+		t.Errorf("remove with a process: %v", err)
+	}
+}
+
+// One process removes the empty parent while another uses it.
+func TestParentRemovedByAnother(t *testing.T) {
+	h := open(t)
+	other, err := Open(Config{Parent: testParent})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Close(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		for _, tr := range other.trees {
+			_ = os.Remove(tr.path)
+		}
+	}()
+	if left := leftovers(); len(left) > 0 {
+		t.Errorf("parents are left: %q", left)
+	}
+	if names, err := other.Names(); err != nil || len(names) > 0 {
+		t.Errorf("names %q, %v", names, err)
+	}
+	g, err := other.Create("x", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(g.Remove(t.Context()), other.Close()); err != nil {
+		t.Error(err)
+	}
+}
+
+// An empty parent that somebody else made, with limits maybe, stays.
+func TestForeignParentStays(t *testing.T) {
+	h := open(t)
+	other, err := Open(Config{Parent: testParent})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := other.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for _, tr := range h.trees {
+		if _, err := os.Stat(tr.path); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestWithoutCgroups(t *testing.T) {
+	testutil.RequireRoot(t)
+	for _, role := range []string{"readonly", "unmounted"} {
+		t.Run(role, func(t *testing.T) {
+			open(t)
+			p := command(t, role)
+			p.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS}
+			if err := p.Start(); err != nil {
+				t.Fatal(err)
+			}
+			var said bytes.Buffer
+			for p.out.Scan() {
+				said.WriteString(p.out.Text() + "\n")
+			}
+			if err := p.Wait(); err != nil || !strings.HasSuffix(said.String(), "good\n") {
+				t.Errorf("%v: %s", err, said.String())
+			}
+		})
+	}
+}
+
+// A program without rights opens a hierarchy all the same.
+func TestUnprivileged(t *testing.T) {
+	if os.Geteuid() == 0 {
+		t.Skip("for users other than root")
+	}
+	h, err := Open(Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	if len(h.Controllers()) > 0 {
+		t.Skip("a cgroup was delegated to this user")
+	}
+	if _, err := h.Create("x", nil); err != nil {
+		t.Error(err)
+	}
+	_, err = h.Create("x", resources(t, Limits{Memory: 64 << 20}))
+	if !errors.Is(err, errors.ErrUnsupported) {
+		t.Errorf("a limit: %v", err)
+	}
+	// No CAP_MKNOD: the rules guard nothing.
+	if _, err := h.Create("x", &specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{{Access: "rwm"}}}); err != nil {
+		t.Errorf("device rules: %v", err)
+	}
+}
+
+func TestFreeze(t *testing.T) {
+	h := open(t)
+	if h.tree("") == nil && h.tree("freezer") == nil {
+		t.Skip("nothing can freeze here")
+	}
+	g := create(t, h, nil)
+	p := start(t, g, "spin")
+	p.line(t)
+	used := func() uint64 {
+		data, err := os.ReadFile("/proc/" + itoa(p.Process.Pid) + "/schedstat")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return parseFirst(string(data))
+	}
+	first := used()
+	eventually(t, "it runs", func() bool { return used() > first })
+	if err := g.Freeze(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	before := used()
+	for range 20 {
+		unix.Nanosleep(&unix.Timespec{Nsec: 1e6}, nil)
+	}
+	if after := used(); after != before {
+		t.Errorf("it ran %d ns while it was frozen", after-before)
+	}
+	if err := g.Thaw(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it runs again", func() bool { return used() > before })
+	// Killing works on what is frozen.
+	if err := g.Freeze(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.Kill(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func parseFirst(s string) uint64 {
+	var n uint64
+	for _, c := range s {
+		if c < '0' || c > '9' {
+			break
+		}
+		n = 10*n + uint64(c-'0')
+	}
+	return n
+}
