@@ -2,7 +2,6 @@ package nsexec
 
 import (
 	"errors"
-	"fmt"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -28,8 +27,6 @@ func (c *compiler) compileSeccomp() {
 	}
 	c.filter = f
 }
-
-var errNotify = fmt.Errorf("the action SCMP_ACT_NOTIFY: nobody receives the listener: %w", errors.ErrUnsupported)
 
 // installSeccomp emits the installation of the filter.
 func (c *compiler) installSeccomp() {

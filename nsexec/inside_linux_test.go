@@ -3,15 +3,18 @@ package nsexec
 import (
 	"bytes"
 	"context"
+	"debug/elf"
 	"encoding/json"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -32,6 +35,9 @@ func TestMain(m *testing.M) {
 	}
 	before := hostState()
 	code := m.Run()
+	if static.dir != "" {
+		os.RemoveAll(static.dir)
+	}
 	if code == 0 {
 		after := hostState()
 		for end := time.Now().Add(5 * time.Second); after != before && time.Now().Before(end); after = hostState() {
@@ -270,6 +276,46 @@ func tryCommand(args []string, _ io.Writer) error {
 	return fmt.Errorf("what is %q?", args)
 }
 
+// static is the test program as a file that needs no libraries: itself, unless cgo or the race detector linked it with
+// the C library.
+var static struct {
+	sync.Once
+	path, dir string
+	err       error
+}
+
+func insideProgram(t testing.TB) string {
+	t.Helper()
+	static.Do(func() {
+		static.path, static.err = os.Executable()
+		if static.err != nil || !dynamic(static.path) {
+			return
+		}
+		if static.dir, static.err = os.MkdirTemp("", "nsexec-inside-"); static.err != nil {
+			return
+		}
+		static.path = filepath.Join(static.dir, "inside.test")
+		cmd := exec.Command("go", "test", "-c", "-o", static.path, ".")
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			static.err = fmt.Errorf("%w\n%s", err, out)
+		}
+	})
+	if static.err != nil {
+		t.Fatalf("make a static test program: %v", static.err)
+	}
+	return static.path
+}
+
+func dynamic(path string) bool {
+	f, err := elf.Open(path)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	return slices.ContainsFunc(f.Progs, func(p *elf.Prog) bool { return p.Type == elf.PT_INTERP })
+}
+
 // newRoot makes a root filesystem that holds nothing but the test program.
 func newRoot(t testing.TB) string {
 	t.Helper()
@@ -281,10 +327,7 @@ func newRoot(t testing.TB) string {
 	for dir := filepath.Dir(root); dir != "/" && strings.HasPrefix(dir, os.TempDir()+"/"); dir = filepath.Dir(dir) {
 		os.Chmod(dir, 0o755)
 	}
-	exe, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
+	exe := insideProgram(t)
 	if err := os.Mkdir(root+"/bin", 0o755); err != nil {
 		t.Fatal(err)
 	}

@@ -1,6 +1,8 @@
 package nsexec
 
 import (
+	"errors"
+	"fmt"
 	"slices"
 	"sync"
 	"unsafe"
@@ -92,6 +94,8 @@ func newFilter(s *specs.LinuxSeccomp) (*filter, error) {
 	}
 	return &filter{p.Bytes(), len(p.Instructions), p.LoadFlags()}, nil
 }
+
+var errNotify = fmt.Errorf("the action SCMP_ACT_NOTIFY: nobody receives the listener: %w", errors.ErrUnsupported)
 
 // sameProfile says whether two profiles share everything. It errs on the side of false.
 func sameProfile(a, b *specs.LinuxSeccomp) bool {
