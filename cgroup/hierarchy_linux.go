@@ -167,17 +167,14 @@ func ownGroups() (map[string]string, error) {
 
 // below returns where the cgroup own lies below a mount point that shows the cgroup root.
 func below(root, own string) string {
-	if root == "/" || own == root {
-		own = path.Join("/", strings.TrimPrefix(own, root))
-	} else if rest, ok := strings.CutPrefix(own, root+"/"); ok {
-		own = "/" + rest
-	} else {
-		own = "/"
-	}
-	if strings.HasPrefix(own, "/..") {
+	if strings.HasPrefix(own, "/..") { // outside of our cgroup namespace
 		return "/"
 	}
-	return own
+	rest, ok := strings.CutPrefix(own, strings.TrimSuffix(root, "/")+"/")
+	if !ok {
+		return "/"
+	}
+	return "/" + rest
 }
 
 // open makes the parent, as far up as this process may.

@@ -27,6 +27,8 @@ import (
 const childEnv = "CORACLE_CGROUP_CHILD"
 
 // testParent is the parent of all groups of these tests.
+var discard = slog.New(slog.DiscardHandler)
+
 var testParent = "/coracle-test-" + strconv.Itoa(os.Getpid())
 
 func TestMain(m *testing.M) {

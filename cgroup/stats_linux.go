@@ -142,7 +142,7 @@ func (r *statReader) memory() *MemoryStats {
 			Anon:     field(data, "total_rss"), File: field(data, "total_cache"),
 			InactiveFile: field(data, "total_inactive_file"), Shmem: field(data, "total_shmem"),
 			PageFaults: field(data, "total_pgfault"), MajorFaults: field(data, "total_pgmajfault"),
-			LimitHits: r.number("memory", "memory.failcnt"),
+			LimitHits: r.number("memory", "memory.failcnt") + r.number("memory", "memory.memsw.failcnt"),
 			OOMKills:  field(r.read("memory", "memory.oom_control"), "oom_kill"),
 		}
 		// v1 has a limit of both together.
