@@ -34,7 +34,7 @@ type Snapshot struct {
 	volatile bool
 }
 
-// The link "layers" in a snapshot's directory is made last and removed first: with it the snapshot is whole.
+// The link "layers" in a snapshot's directory is made last: with it the snapshot is whole.
 const stackLink = "layers"
 
 func checkID(id string) error {
@@ -240,8 +240,7 @@ func (s *Store) RemoveSnapshot(ctx context.Context, id string) error {
 	if err := checkID(id); err != nil {
 		return fmt.Errorf("layerfs: remove snapshot: %w", err)
 	}
-	n := &Snapshot{s: s, id: id, stack: &stack{}}
-	return n.remove(ctx)
+	return s.removeSnapshot(ctx, id)
 }
 
 // ID returns the id the snapshot was made with.
@@ -271,36 +270,21 @@ func (n *Snapshot) Mount(ctx context.Context, opts *MountOptions) (*os.File, err
 	return f, nil
 }
 
-// Remove removes the snapshot and all that was written into it. No process may be using it. That it is gone already is
-// no error.
+// Remove removes the snapshot and all that was written into it. It is gone when Remove returns; its files are deleted
+// after, until Close at the latest. No process may be using it. That it is gone already is no error.
 func (n *Snapshot) Remove(ctx context.Context) error {
 	if err := n.s.enter(); err != nil {
 		return err
 	}
 	defer n.s.use.RUnlock()
-	return n.remove(ctx)
+	return n.s.removeSnapshot(ctx, n.id)
 }
 
-func (n *Snapshot) remove(ctx context.Context) error {
-	dir, err := n.openDir()
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err == nil {
-		if err = unix.Unlinkat(dir, stackLink, 0); err == nil || err == unix.ENOENT {
-			sd := n.snapshotDir(dir)
-			sd.LayerPaths = nil
-			err = n.s.driver.Remove(ctx, sd)
-		}
-		unix.Close(dir)
-	}
-	if err == nil {
-		if err = unix.Unlinkat(n.s.snapsFD, n.id, unix.AT_REMOVEDIR); err == unix.ENOTEMPTY {
-			err = removeTree(n.s.snapsFD, n.id)
-		}
-	}
+// removeSnapshot does not look at ctx: callers clean up with one that is over, and a rename waits for nothing.
+func (s *Store) removeSnapshot(_ context.Context, id string) error {
+	err := s.discard(id)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("layerfs: remove snapshot %s: %w", n.id, err)
+		return fmt.Errorf("layerfs: remove snapshot %s: %w", id, err)
 	}
 	return nil
 }

@@ -42,6 +42,8 @@ type Store struct {
 	use    sync.RWMutex
 	closed bool
 
+	trash trash
+
 	stacksMu sync.Mutex
 	stacks   map[string]*stack // by id
 }
@@ -198,7 +200,7 @@ func (s *Store) create(userXattrs bool) error {
 // Dir returns the absolute path of the store.
 func (s *Store) Dir() string { return s.dir }
 
-// Close waits for the calls in progress and frees what the store holds in this process. Mounts made by it stay.
+// Close waits for the calls in progress, and until the files of removed snapshots are gone, and frees what the store holds in this process. Mounts made by it stay.
 func (s *Store) Close() error {
 	s.use.Lock()
 	defer s.use.Unlock()
@@ -206,6 +208,7 @@ func (s *Store) Close() error {
 		return nil
 	}
 	s.closed = true
+	s.closeTrash()
 	err := s.driver.Close()
 	s.closeFDs()
 	return err
