@@ -38,7 +38,7 @@ type ImageFSOptions struct {
 // and where the store has it already nothing is written. Files pass through in pieces, never held in memory; they are
 // read twice and must not change meanwhile.
 //
-// Everything belongs to root. Permissions are those of fsys, with one exception: file systems that know none show
+// Everything belongs to root, and making such files needs root. Permissions are those of fsys, with one exception: file systems that know none show
 // files as read-only without execute permission (mode 0444, as embed.FS does) or without any. Such a file gets 0755 if
 // it begins like an executable (ELF, or #!), else 0644, and such a directory 0755; so does the root, always. Symbolic links are kept where fsys
 // has [fs.ReadLinkFS], as os.DirFS does. Devices, sockets and pipes are refused.

@@ -15,6 +15,8 @@ import (
 	"testing"
 	"testing/fstest"
 	"time"
+
+	"github.com/coracle-dev/coracle/internal/testutil"
 )
 
 //go:embed imagefs.go imagefs_test.go
@@ -33,6 +35,7 @@ func unpacked(t *testing.T, img *Image) string {
 }
 
 func TestImageFromFS(t *testing.T) {
+	testutil.RequireRoot(t)
 	noLeftGoroutines(t)
 	e := newImageEngine(t, RegistryConfig{})
 	files := fstest.MapFS{
@@ -98,6 +101,7 @@ func TestImageFromFS(t *testing.T) {
 }
 
 func TestImageFromFSDeterministic(t *testing.T) {
+	testutil.RequireRoot(t)
 	dir := t.TempDir()
 	for name, content := range map[string]string{"b": "2", "a/x": "1"} {
 		path := filepath.Join(dir, name)
@@ -138,6 +142,7 @@ func TestImageFromFSDeterministic(t *testing.T) {
 }
 
 func TestImageFromEmbed(t *testing.T) {
+	testutil.RequireRoot(t)
 	e := newImageEngine(t, RegistryConfig{})
 	img, err := e.ImageFromFS(t.Context(), "source", embedded, nil)
 	if err != nil {
@@ -172,6 +177,7 @@ func (c changing) Stat() (fs.FileInfo, error) { return c.FileInfo, nil }
 func (c changing) Close() error               { return nil }
 
 func TestImageFromFSFails(t *testing.T) {
+	testutil.RequireRoot(t)
 	base := fstest.MapFS{"strange": {Data: []byte("12345")}}
 	info, err := base.Stat("strange")
 	if err != nil {
@@ -227,6 +233,7 @@ func TestImageFromFSFails(t *testing.T) {
 }
 
 func TestImageFindAndList(t *testing.T) {
+	testutil.RequireRoot(t)
 	e := newImageEngine(t, RegistryConfig{})
 	if list, err := e.Images(t.Context()); err != nil || len(list) != 0 {
 		t.Errorf("%v, %v", list, err)
@@ -288,6 +295,7 @@ func TestImageFindAndList(t *testing.T) {
 
 // TestImageLayersComeBack: a layer that was removed is unpacked again from its blob.
 func TestImageLayersComeBack(t *testing.T) {
+	testutil.RequireRoot(t)
 	e := newImageEngine(t, RegistryConfig{})
 	img, err := e.ImageFromFS(t.Context(), "a", fstest.MapFS{"f": {Data: []byte("1")}}, nil)
 	if err != nil {
@@ -308,6 +316,7 @@ func TestImageLayersComeBack(t *testing.T) {
 // BenchmarkImageFromFS makes an image of a 3 MB program, which differs each time.
 func BenchmarkImageFromFS(b *testing.B) {
 	program := append([]byte(elf), make([]byte, 3<<20)...)
+	testutil.RequireRoot(b)
 	for _, again := range []bool{false, true} {
 		b.Run(fmt.Sprintf("again=%v", again), func(b *testing.B) {
 			e := newImageEngine(b, RegistryConfig{})

@@ -19,7 +19,7 @@ import (
 type RegistryConfig struct {
 	// Keychain knows the credentials. Nil means DockerKeychain{}: what `docker login` stored.
 	Keychain Keychain
-	// Transport sends the requests. It must not follow redirects and not decompress. Nil means one with the proxies
+	// Transport sends the requests. Nil means one with the proxies
 	// of the environment (HTTPS_PROXY, NO_PROXY) and the system's certificates.
 	Transport http.RoundTripper
 	// PlainHTTP are registries, as in a reference ("registry.lan:5000"), that may be spoken to without TLS. The ones

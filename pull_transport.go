@@ -27,7 +27,7 @@ const (
 var (
 	errPlainHTTP = fmt.Errorf("plain http is for registries on this machine only: serve https, or name the host in RegistryConfig.PlainHTTP: %w", os.ErrPermission)
 	errRedirects = fmt.Errorf("more than %d redirects", maxRedirects)
-	errTooLarge  = fmt.Errorf("the answer is larger than %d bytes", maxAnswer)
+	errTooLarge  = fmt.Errorf("the answer is larger than %d bytes: %w", maxAnswer, ErrInvalid)
 )
 
 // blobRequest marks the context of a request whose answer is a layer: its size is checked against the manifest, by

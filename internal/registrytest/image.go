@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"runtime"
 	"time"
 
@@ -34,12 +35,13 @@ type File struct {
 	Link string
 }
 
-// Tar is the archive of some files, always the same for the same ones.
+// Tar is the archive of some files, always the same for the same ones. They belong to whoever runs the program, so that
+// root is not needed to unpack them.
 func Tar(files ...File) []byte {
 	var buf bytes.Buffer
 	w := tar.NewWriter(&buf)
 	for _, f := range files {
-		h := &tar.Header{Name: f.Name, Mode: f.Mode, Size: int64(len(f.Content)), Typeflag: tar.TypeReg, ModTime: time.Unix(1e9, 0)}
+		h := &tar.Header{Name: f.Name, Mode: f.Mode, Size: int64(len(f.Content)), Typeflag: tar.TypeReg, ModTime: time.Unix(1e9, 0), Uid: max(os.Getuid(), 0), Gid: max(os.Getgid(), 0)}
 		switch {
 		case f.Link != "":
 			h.Typeflag, h.Linkname = tar.TypeSymlink, f.Link
