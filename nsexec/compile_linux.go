@@ -224,3 +224,23 @@ func (c *compiler) absolute(field, p string) string {
 
 // index names an element of an array in a SpecError.
 func index(field string, i int) string { return field + "[" + strconv.Itoa(i) + "]" }
+
+// later puts steps behind the usual path.
+func (c *compiler) later(emit func()) { c.late = append(c.late, emit) }
+
+// emitLater lays out what later collected.
+func (c *compiler) emitLater() {
+	for len(c.late) > 0 {
+		late := c.late
+		c.late = nil
+		for _, emit := range late {
+			emit()
+		}
+	}
+}
+
+// refuse ends the set-up because of something that was found, with EINVAL: there is no prctl of this number.
+func (c *compiler) refuse(why string) {
+	c.Syscall(why, unix.SYS_PRCTL, Int(-1))
+	c.Jump(c.failTarget())
+}

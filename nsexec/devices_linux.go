@@ -175,35 +175,3 @@ func modeText(mode uint32) string {
 	const digits = "01234567"
 	return kind + "|0" + string([]byte{digits[mode>>6&7], digits[mode>>3&7], digits[mode&7]})
 }
-
-// nullDevice opens the null device of the container, which masks files. It must be what it says: a mask that is a
-// link or file of the image's would hide nothing (CVE-2025-31133).
-func (c *compiler) nullDevice() Slot {
-	null, st := c.NewSlot("null"), c.Zeroed(sizeofStatx)
-	const label = "open the container's /dev/null"
-	if c.haveDev {
-		c.openat2(label, c.dev.Value(), c.String("null"), unix.O_PATH|unix.O_NOFOLLOW, beneath).Into(null)
-	} else {
-		c.resolve(label, "/dev/null", 0, inRoot, null, nil)
-	}
-	kind, major, minor, wrong := c.temp("kind"), c.temp("major"), c.temp("minor"), c.NewLabel()
-	c.statx("see what /dev/null is", null.Value(), unix.STATX_TYPE, st)
-	c.Load(kind, 4, st, Const(statxMode))
-	c.And(kind, kind.Value(), Const(unix.S_IFMT).As("S_IFMT"))
-	c.Load(major, 4, st, Const(statxRdevMajor))
-	c.Load(minor, 4, st, Const(statxRdevMinor))
-	c.Branch(kind.Value(), NotEqual, Const(unix.S_IFCHR).As("S_IFCHR"), wrong)
-	c.Branch(major.Value(), NotEqual, Const(1), wrong)
-	c.Branch(minor.Value(), NotEqual, Const(3), wrong)
-	c.later(func() {
-		c.Place(wrong)
-		c.refuse("the container's /dev/null is not the null device (1:3)")
-	})
-	return null
-}
-
-// refuse ends the set-up because of something that was found, with EINVAL: there is no prctl of this number.
-func (c *compiler) refuse(why string) {
-	c.Syscall(why, unix.SYS_PRCTL, Int(-1))
-	c.Jump(c.failTarget())
-}
