@@ -274,6 +274,69 @@ func TestWithoutCgroups(t *testing.T) {
 	}
 }
 
+// A user whose group was delegated, as systemd does it: the directory is theirs, and they are in a leaf of it.
+func TestDelegated(t *testing.T) {
+	h := open(t)
+	needs(t, h, "pids")
+	g := create(t, h, nil)
+	leaf := &Group{h: h, name: g.Name() + "/leaf"}
+	const nobody = 65534
+	for _, tr := range h.trees {
+		dir := filepath.Join(tr.path, g.Name())
+		if err := os.Mkdir(filepath.Join(dir, "leaf"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range []string{".", "leaf", "cgroup.procs", "cgroup.subtree_control", "tasks", "leaf/cgroup.procs", "leaf/tasks"} {
+			if err := os.Chown(filepath.Join(dir, f), nobody, nobody); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				t.Fatal(err)
+			}
+		}
+	}
+	p := command(t, "delegated", testParent)
+	p.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+	if err := p.startIn(leaf); err != nil {
+		t.Fatal(err)
+	}
+	said := p.line(t)
+	_ = p.Wait()
+	where := testParent + "/" + g.Name() + testParent + "/x"
+	if !strings.HasPrefix(said, "good ") || !strings.HasSuffix(said, where) {
+		t.Errorf("%s; want a group %s", said, where)
+	}
+}
+
+// A parent that holds a process can have no controllers for its children in v2, and is left as it is.
+func TestBusyParent(t *testing.T) {
+	h := open(t)
+	needs(t, h, "memory")
+	g := create(t, h, nil)
+	start(t, g, "wait").line(t)
+	inner, err := Open(Config{Parent: testParent + "/" + g.Name()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer inner.Close()
+	if x, err := inner.Create("plain", nil); err != nil {
+		t.Error(err)
+	} else if err := x.Remove(t.Context()); err != nil {
+		t.Error(err)
+	}
+	x, err := inner.Create("limited", resources(t, Limits{Memory: 64 << 20}))
+	if h.Mode() == V2 {
+		var u *UnsupportedError
+		if !errors.As(err, &u) || u.Fix == "" {
+			t.Errorf("a limit below a process: %v", err)
+		}
+		return
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := x.Remove(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
 // A program without rights opens a hierarchy all the same.
 func TestUnprivileged(t *testing.T) {
 	if os.Geteuid() == 0 {

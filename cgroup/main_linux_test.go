@@ -131,13 +131,29 @@ type process struct {
 func start(t testing.TB, g *Group, role ...string) *process {
 	t.Helper()
 	p := command(t, role...)
+	if err := p.startIn(g); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		p.in.Close()
+		_ = p.Process.Kill()
+		_ = p.Wait()
+	})
+	return p
+}
+
+// startIn starts a command in a group.
+func (p *process) startIn(g *Group) error {
 	j, err := g.Join()
 	if err != nil {
-		t.Fatal(err)
+		return err
 	}
 	defer j.Close()
 	if j.Dir != nil {
-		p.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(j.Dir.Fd())}
+		if p.SysProcAttr == nil {
+			p.SysProcAttr = &syscall.SysProcAttr{}
+		}
+		p.SysProcAttr.UseCgroupFD, p.SysProcAttr.CgroupFD = true, int(j.Dir.Fd())
 	}
 	started := make(chan error)
 	hold := make(chan struct{})
@@ -160,15 +176,7 @@ func start(t testing.TB, g *Group, role ...string) *process {
 		started <- p.Start()
 	}
 	go join()
-	if err := <-started; err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		p.in.Close()
-		_ = p.Process.Kill()
-		_ = p.Wait()
-	})
-	return p
+	return <-started
 }
 
 func command(t testing.TB, role ...string) *process {
@@ -247,6 +255,8 @@ func child(role string) int {
 		return childReadonly()
 	case "unmounted":
 		return childUnmounted()
+	case "delegated":
+		return childDelegated(args[1])
 	default:
 		return 99
 	}
@@ -321,6 +331,41 @@ func childUnmounted() int {
 	_, err = h.Create("x", &specs.LinuxResources{Pids: &specs.LinuxPids{Limit: new(int64(5))}})
 	ok = ok && errors.Is(err, errors.ErrUnsupported)
 	return childNothing(h, ok)
+}
+
+// childDelegated is an unprivileged user with a group that was delegated.
+func childDelegated(parent string) int {
+	h, err := Open(Config{Parent: parent})
+	if err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	defer h.Close()
+	g, err := h.Create("x", &specs.LinuxResources{Pids: &specs.LinuxPids{Limit: new(int64(100))}})
+	if err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	p := &process{Cmd: exec.Command("/proc/self/exe")}
+	p.Env = append(os.Environ(), childEnv+"=wait")
+	in, err := p.StdinPipe()
+	if err == nil {
+		err = p.startIn(g)
+	}
+	if err != nil {
+		fmt.Println(err, g.Remove(background))
+		return 1
+	}
+	s, err := g.Stats()
+	pids, err2 := g.Procs()
+	err = errors.Join(err, err2, g.Kill(background), g.Remove(background), in.Close())
+	_ = p.Wait()
+	if err != nil || s.PIDs.Limit != 100 || !slices.Equal(pids, []int{p.Process.Pid}) {
+		fmt.Println(err, s, pids)
+		return 1
+	}
+	fmt.Println("good", g.Path("pids"))
+	return 0
 }
 
 // childNothing checks that a group that does nothing does it without an error.

@@ -151,8 +151,11 @@ func TestOOM(t *testing.T) {
 		t.Errorf("%d kills, %v", n, err)
 	}
 	s, err := g.Stats()
-	if err != nil || s.Memory.OOMKills == 0 || s.Memory.Limit != 48<<20 || s.Memory.LimitHits == 0 {
+	if err != nil || s.Memory.OOMKills == 0 || s.Memory.Limit != 48<<20 {
 		t.Errorf("%+v, %v", s.Memory, err)
+	}
+	if h.Mode() == V2 && s.Memory.LimitHits == 0 { // v1 does not count this one in every kernel
+		t.Errorf("%+v", s.Memory)
 	}
 }
 

@@ -36,7 +36,7 @@ type MemoryStats struct {
 	Shmem        uint64 // shared memory and tmpfs
 
 	PageFaults, MajorFaults uint64
-	LimitHits               uint64 // how often the limit was met
+	LimitHits               uint64 // how often the limit was met; newer kernels count it in version 2 only
 	OOMKills                uint64 // processes killed for want of memory
 }
 
