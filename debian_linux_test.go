@@ -45,7 +45,7 @@ func TestDebian(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer remove()
-			got, err := debian.List(fmt.Sprintf("/proc/self/fd/%d", root.Fd()))
+			got, err := debian.List(fmt.Sprintf("/proc/self/fd/%d/.", root.Fd()))
 			if err != nil {
 				t.Fatal(err)
 			}

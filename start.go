@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"reflect"
+	"slices"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -23,6 +24,7 @@ type run struct {
 	proc    *nsexec.Process
 	group   *cgroup.Group
 	streams *streams
+	spec    *specs.Spec
 
 	ended     chan struct{} // closed when the container has ended and the following are set
 	exit      ExitStatus
@@ -66,8 +68,7 @@ func (c *Container) start(ctx context.Context) error {
 	if st.Status == StatusRunning {
 		return ErrRunning
 	}
-
-	r, spec, err := c.launch(ctx, st)
+	r, err := c.launch(ctx, st)
 	if err != nil {
 		return err
 	}
@@ -75,10 +76,8 @@ func (c *Container) start(ctx context.Context) error {
 	next.Owner, next.Status, next.Started, next.Finished, next.Exit = e.owner.id, StatusRunning, time.Now(), time.Time{}, nil
 	next.PID = r.proc.PID()
 	next.BootID, next.StartTime = processIdentity(next.PID)
+	next.spec = r.spec
 	err = c.setState(&next)
-	if err == nil {
-		err = c.writeConfig(spec)
-	}
 	if err == nil {
 		err = e.own(c, r)
 	}
@@ -114,30 +113,33 @@ func (c *Container) lastRun() *run {
 }
 
 // launch goes the main path: state -> OCI spec -> launch plan -> process.
-func (c *Container) launch(ctx context.Context, st *containerState) (_ *run, _ *specs.Spec, err error) {
+func (c *Container) launch(ctx context.Context, st *containerState) (_ *run, err error) {
 	e := c.eng
 	snap, err := e.store.OpenSnapshot(st.ID)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	root, err := snap.Mount(ctx, nil)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	defer root.Close()
 
 	spec, err := e.runtimeSpec(st, root)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	if st.Spec.Customize != nil {
 		if err := st.Spec.Customize(spec); err != nil {
-			return nil, nil, fmt.Errorf("customize: %w", err)
+			return nil, fmt.Errorf("customize: %w", err)
+		}
+		if spec.Linux == nil || spec.Process == nil {
+			return nil, fmt.Errorf("%w: customize: the spec has lost its process or linux section", ErrInvalid)
 		}
 	}
 	group, err := e.newGroup(st, spec)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	defer func() {
 		if err != nil {
@@ -146,25 +148,28 @@ func (c *Container) launch(ctx context.Context, st *containerState) (_ *run, _ *
 	}()
 	join, err := group.Join()
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	defer join.Close()
 	prog, err := nsexec.Compile(spec, &nsexec.Options{Root: root, Cgroup: join.Dir, Tasks: join.Tasks, CgroupKill: join.Kill})
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	defer prog.Close()
 	streams, err := newStreams(st.Spec.Stdin, st.Spec.Stdout, st.Spec.Stderr)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	proc, err := e.launcher.Start(ctx, prog, &streams.stdio)
 	if err != nil {
 		streams.abandon()
-		return nil, nil, explainStart(err, group)
+		return nil, explainStart(err, group)
 	}
 	streams.begin()
-	return &run{proc: proc, group: group, streams: streams, ended: make(chan struct{}), cleaned: make(chan struct{})}, spec, nil
+	return &run{
+		proc: proc, group: group, streams: streams, spec: spec,
+		ended: make(chan struct{}), cleaned: make(chan struct{}),
+	}, nil
 }
 
 // explainStart adds what the cgroup knows to the error of a start.
@@ -213,14 +218,11 @@ func (e *Engine) removeGroup(ctx context.Context, id string) error {
 
 // writeConfig stores the OCI spec for whoever inspects the container from elsewhere. A container that is removed at its
 // end is spared the work: the engine that runs it has the spec.
-func (c *Container) writeConfig(spec *specs.Spec) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.state.spec = spec
-	if c.state.Spec.AutoRemove {
+func (c *Container) writeConfig(r *run, st *containerState) error {
+	if st.Spec.AutoRemove {
 		return nil
 	}
-	b, err := json.Marshal(spec)
+	b, err := json.Marshal(r.spec)
 	if err != nil {
 		return err
 	}
@@ -230,6 +232,10 @@ func (c *Container) writeConfig(spec *specs.Spec) error {
 // monitor waits for the container's end and cleans up after it.
 func (c *Container) monitor(r *run) {
 	ctx := context.Background()
+	st, _ := c.current() // of a container that this engine owns: no error is possible
+	var errs []error
+	// While the container runs; whoever asks before gets the spec from memory.
+	errs = append(errs, c.writeConfig(r, st))
 	status, err := r.proc.Wait(ctx)
 	r.exit = ExitStatus{
 		Code: status.Code, Signal: status.Signal,
@@ -238,29 +244,30 @@ func (c *Container) monitor(r *run) {
 	if err != nil {
 		r.exit = ExitStatus{Code: -1, Unknown: true}
 	}
-	// Without a pid namespace of its own a container may leave processes, which hold its streams open.
-	var errs []error
-	if err := r.group.Kill(ctx); err != nil {
-		errs = append(errs, err)
+	// A pid namespace of its own is empty when its first process has been waited for. Without one a container may leave
+	// processes, which hold its streams open.
+	if !hasNamespace(r.spec, specs.PIDNamespace) {
+		errs = append(errs, r.group.Kill(ctx))
 	}
 	if n, err := r.group.OOMKills(); err == nil && n > 0 {
 		r.exit.OOMKilled = true
 	}
+	removed := make(chan error, 1)
+	go func() { removed <- r.group.Remove(ctx) }()
 	r.streamErr = r.streams.end()
 
-	st, _ := c.current()
 	st.Status, st.Finished, st.PID, st.Exit = StatusExited, time.Now(), 0, &r.exit
-	c.mu.Lock()
-	c.state = st
-	c.mu.Unlock()
-	remove := st.Spec.AutoRemove
-	if !remove {
+	if st.Spec.AutoRemove {
+		c.mu.Lock()
+		c.state = st
+		c.mu.Unlock()
+	} else {
 		errs = append(errs, c.setState(st))
 	}
 	close(r.ended)
 
-	errs = append(errs, r.group.Remove(ctx))
-	if remove {
+	errs = append(errs, <-removed)
+	if st.Spec.AutoRemove {
 		c.op.Lock()
 		errs = append(errs, c.eng.discard(ctx, st))
 		c.eng.disown(c.id)
@@ -270,6 +277,11 @@ func (c *Container) monitor(r *run) {
 		c.eng.log.Warn("clean up after a container", "container", c.name, "id", c.id, "error", r.cleanErr)
 	}
 	close(r.cleaned)
+}
+
+// hasNamespace reports whether the spec asks for a namespace of the container's own.
+func hasNamespace(spec *specs.Spec, kind specs.LinuxNamespaceType) bool {
+	return slices.ContainsFunc(spec.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == kind && n.Path == "" })
 }
 
 func (e *Engine) disown(id string) {

@@ -1,6 +1,7 @@
 package coracle
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -86,7 +87,10 @@ func (e *Engine) addState(st *containerState) error {
 	if err := os.Mkdir(making, 0o700); err != nil {
 		return err
 	}
-	err := statefile.Write(making, "state.json", st)
+	b, err := json.Marshal(st)
+	if err == nil {
+		err = os.WriteFile(filepath.Join(making, "state.json"), b, 0o600) // nobody sees it before the rename
+	}
 	if err == nil {
 		err = os.Rename(making, e.containerDir(st.ID))
 	}

@@ -123,7 +123,7 @@ func (p *Plan) argText(a Arg) string {
 	case argSlotAddr:
 		return "&" + p.slotName(Slot(a.value))
 	case argData:
-		return fmt.Sprintf("data+%#x", a.value)
+		return p.dataText(a.value)
 	case argZeroed:
 		return fmt.Sprintf("zeroed+%#x", a.value)
 	case argFile:
@@ -138,6 +138,21 @@ func (p *Plan) argText(a Arg) string {
 		return strconv.FormatInt(v, 10)
 	}
 	return fmt.Sprintf("%#x", a.value)
+}
+
+// dataText shows data as the string or the list of strings that it is, or by where it is.
+func (p *Plan) dataText(at uint64) string {
+	for _, v := range p.vectors {
+		if v.at == at {
+			return fmt.Sprintf("%q", v.list)
+		}
+	}
+	for s, a := range p.strings {
+		if a.value == at {
+			return strconv.Quote(s)
+		}
+	}
+	return fmt.Sprintf("data+%#x", at)
 }
 
 // syscallName names the system calls that plans are made of.

@@ -27,6 +27,12 @@ type Plan struct {
 	err    error
 
 	strings map[string]Arg // one copy of each constant string
+	vectors []vector       // for the listing
+}
+
+type vector struct {
+	at   uint64
+	list []string
 }
 
 // The first slots belong to the interpreter.
@@ -299,7 +305,7 @@ func (p *Plan) String(s string) Arg {
 			return Arg{}
 		}
 	}
-	a := p.alloc(1, len(s)+1, fmt.Sprintf("%q", s))
+	a := p.alloc(1, len(s)+1)
 	copy(p.data[a.value:], s)
 	if p.strings == nil {
 		p.strings = make(map[string]Arg)
@@ -310,7 +316,7 @@ func (p *Plan) String(s string) Arg {
 
 // Bytes returns the address of a copy of b, aligned to 8 bytes. Steps may change it.
 func (p *Plan) Bytes(b []byte) Arg {
-	a := p.alloc(8, len(b), "")
+	a := p.alloc(8, len(b))
 	copy(p.data[a.value:], b)
 	return a
 }
@@ -328,7 +334,7 @@ func (p *Plan) Zeroed(n int) Arg {
 
 // Words returns the address of an array of 64-bit words, each a constant or an address. Steps may change it.
 func (p *Plan) Words(words ...Arg) Arg {
-	a := p.alloc(8, 8*len(words), "")
+	a := p.alloc(8, 8*len(words))
 	for i, w := range words {
 		p.setWord(a, 8*i, w)
 	}
@@ -357,7 +363,9 @@ func (p *Plan) Vector(list []string) Arg {
 	for _, s := range list {
 		words = append(words, p.String(s))
 	}
-	return p.Words(append(words, Const(0))...).As(fmt.Sprintf("%q", list))
+	a := p.Words(append(words, Const(0))...)
+	p.vectors = append(p.vectors, vector{a.value, list})
+	return a
 }
 
 type reloc struct {
@@ -365,7 +373,7 @@ type reloc struct {
 	to Arg
 }
 
-func (p *Plan) alloc(align, n int, text string) Arg {
+func (p *Plan) alloc(align, n int) Arg {
 	off := (len(p.data) + align - 1) &^ (align - 1)
 	if n < 0 || n > maxData || off+n > maxData {
 		p.setErr("more than %d bytes of data", maxData)
@@ -374,7 +382,7 @@ func (p *Plan) alloc(align, n int, text string) Arg {
 	if need := off + n - len(p.data); need > 0 {
 		p.data = append(p.data, make([]byte, need)...)
 	}
-	return Arg{kind: argData, value: uint64(off), text: text}
+	return Arg{kind: argData, value: uint64(off)}
 }
 
 // Bounds of a plan. The kernel's own limit for arguments and environment is 6 MB with the default stack limit, a single
