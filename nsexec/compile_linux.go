@@ -77,16 +77,17 @@ type compiler struct {
 	crowded    bool    // so much is opened that descriptors have to be closed on the way
 
 	// Where the plan keeps what later steps need.
-	root       Slot // the container's root, as a mount
-	procFS     Slot // our own procfs: the container's, or a private one
-	haveProc   bool
-	procOnProc bool // procFS is what the container has on /proc
-	dev        Slot // the container's /dev, if the plan mounts it
-	haveDev    bool
-	cwd        Slot // the directory that the plan changed to last
-	cwdAgain   Slot // whether the working directory is to be entered as the user
-	retries    Slot // how often openat2 was interrupted by renames
-	haveRetry  bool
+	root         Slot // the container's root, as a mount
+	procFS       Slot // our own procfs: the container's, or a private one
+	haveProc     bool
+	procOnProc   bool // procFS is what the container has on /proc
+	dev          Slot // the container's /dev, if the plan mounts it
+	haveDev      bool
+	cwd          Slot   // the directory that the plan changed to last
+	cwdAgain     Slot   // whether the working directory is to be entered as the user
+	hostRelation uint64 // see hostPropagation
+	retries      Slot   // how often openat2 was interrupted by renames
+	haveRetry    bool
 
 	temps map[string]Slot // see temp
 	hows  map[how]Arg     // one struct open_how of each kind

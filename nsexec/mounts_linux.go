@@ -4,6 +4,7 @@ import (
 	"os"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -25,7 +26,7 @@ func (c *compiler) mountAll() {
 		default:
 			c.mountPlain(m)
 		}
-		if m.dest == "/dev" && m.kind != "bind" && !m.remount {
+		if m.dest == "/dev" && m.kind == "tmpfs" && !m.remount {
 			c.makeDevices()
 		}
 	}
@@ -116,7 +117,7 @@ func (c *compiler) mountFS(m *mount) {
 	switch {
 	case m.kind == "proc" && !c.haveProc:
 		c.procFS, c.haveProc, c.procOnProc = mnt, true, m.dest == "/proc" && !c.mountedAgain(m)
-	case m.dest == "/dev":
+	case m.dest == "/dev" && m.kind == "tmpfs":
 		c.dev, c.haveDev = mnt, true
 	case m.kind != "proc" && !readOnlyLater:
 		c.done(mnt)
@@ -235,16 +236,25 @@ func (c *compiler) copyUp(m *mount, tmpfs, at Slot) {
 	for _, name := range []string{"lower", "upper", "work"} {
 		c.Syscall(label, unix.SYS_MKDIRAT, tmpfs.Value(), c.String(name), Const(0o755).As("0755"))
 	}
-	if !slices.ContainsFunc(m.data, func(o string) bool { return strings.HasPrefix(o, "mode=") }) {
-		mode := c.temp("mode")
-		c.Load(mode, 4, st, Const(statxMode))
-		c.And(mode, mode.Value(), Const(0o7777).As("07777"))
-		c.Syscall(label, unix.SYS_FCHMODAT, tmpfs.Value(), c.String("upper"), mode.Value())
+	// The upper layer gives the directory its owner and mode: those that it had, unless the options say otherwise.
+	own := func(option string, base int, offset uint64, mask uint64) Arg {
+		for _, o := range m.data {
+			if v, ok := strings.CutPrefix(o, option+"="); ok {
+				n, err := strconv.ParseUint(v, base, 32)
+				if err != nil {
+					c.invalid(m.field+".options", "%s of a tmpfs: %w", o, err)
+				}
+				return Const(n & mask)
+			}
+		}
+		slot := c.temp(option)
+		c.Load(slot, 4, st, Const(offset))
+		c.And(slot, slot.Value(), Const(mask))
+		return slot.Value()
 	}
-	uid, gid := c.temp("uid"), c.temp("gid")
-	c.Load(uid, 4, st, Const(statxUID))
-	c.Load(gid, 4, st, Const(statxGID))
-	c.Syscall(label, unix.SYS_FCHOWNAT, tmpfs.Value(), c.String("upper"), uid.Value(), gid.Value(), Const(0))
+	c.Syscall(label, unix.SYS_FCHOWNAT, tmpfs.Value(), c.String("upper"),
+		own("uid", 10, statxUID, 1<<32-1), own("gid", 10, statxGID, 1<<32-1), Const(0))
+	c.Syscall(label, unix.SYS_FCHMODAT, tmpfs.Value(), c.String("upper"), own("mode", 8, statxMode, 0o7777))
 	c.Syscall(label, unix.SYS_MOVE_MOUNT, lower.Value(), c.String(""), tmpfs.Value(), c.String("lower"),
 		Const(unix.MOVE_MOUNT_F_EMPTY_PATH).As("F_EMPTY_PATH"))
 	c.fchdir("go to "+m.dest, tmpfs)

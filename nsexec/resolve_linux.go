@@ -167,13 +167,14 @@ func (c *compiler) modeOf(label string, fd Slot) Slot {
 
 // Of struct statx.
 const (
-	sizeofStatx    = 256
-	statxUID       = 20
-	statxGID       = 24
-	statxMode      = 28 // 16 bits, zeroes behind them
-	statxRdevMajor = 128
-	statxRdevMinor = 132
-	statxMountID   = 144
+	sizeofStatx     = 256
+	statxAttributes = 8
+	statxUID        = 20
+	statxGID        = 24
+	statxMode       = 28 // 16 bits, zeroes behind them
+	statxRdevMajor  = 128
+	statxRdevMinor  = 132
+	statxMountID    = 144
 )
 
 func (c *compiler) statx(label string, fd Arg, mask uint64, st Arg) {

@@ -32,6 +32,13 @@ func (c *compiler) checkRootfs() {
 // hostPropagation is how the copy of the host's mounts relates to the host's. Only mounts that are to see what the
 // host mounts later, or to let the host see what they mount, may stay related.
 func (c *compiler) hostPropagation() uint64 {
+	if c.hostRelation == 0 {
+		c.hostRelation = c.findHostRelation()
+	}
+	return c.hostRelation
+}
+
+func (c *compiler) findHostRelation() uint64 {
 	p := propagation(c.spec.Linux.RootfsPropagation) &^ unix.MS_REC
 	if p == unix.MS_SHARED {
 		// A shared root without a shared bind mount has nothing to share with the host.
@@ -108,16 +115,26 @@ func (c *compiler) enterRoot() {
 	}
 	c.Syscall("detach the host's mounts", unix.SYS_UMOUNT2, dot, Const(unix.MNT_DETACH).As("MNT_DETACH"))
 	c.Syscall("go to the new root", unix.SYS_CHDIR, c.String("/"))
-	c.checkAlone()
 	c.Place(entered)
+	c.checkAlone()
 	c.later(func() {
-		// The root filesystem of the kernel's own initial ramdisk can be neither pivoted nor unmounted: EINVAL. Moving
-		// the root over it and chroot hide it, which is weaker, since a process with CAP_SYS_CHROOT can leave a chroot.
+		// The initial ramdisk can be neither pivoted nor unmounted: EINVAL. Our root lies on top of it, as the root of a
+		// machine does that was booted through one, and whatever leaves the chroot by .. is back in our root. It is
+		// weaker in that a container with CAP_SYS_ADMIN could unmount its root and see the ramdisk.
+		// Where the importing program is in a chroot itself, the same error comes back, and .. would lead out of both.
 		c.Place(ramdisk)
 		c.Branch(slotResult.Value(), NotEqual, Errno(unix.EINVAL), c.failTarget())
+		st, attributes, chrooted := c.Zeroed(sizeofStatx), c.temp("attributes"), c.NewLabel()
+		c.Syscall("see whether the host's root is a mount", unix.SYS_STATX, Int(unix.AT_FDCWD), c.String("/"), Const(0),
+			Const(unix.STATX_TYPE).As("STATX_TYPE"), st)
+		c.Load(attributes, 8, st, Const(statxAttributes))
+		c.And(attributes, attributes.Value(), Const(unix.STATX_ATTR_MOUNT_ROOT).As("STATX_ATTR_MOUNT_ROOT"))
+		c.Branch(attributes.Value(), Equal, Const(0), chrooted)
 		c.Syscall("enter the root on an initial ramdisk", unix.SYS_CHROOT, dot)
 		c.Syscall("go to the new root", unix.SYS_CHDIR, c.String("/"))
 		c.Jump(entered)
+		c.Place(chrooted)
+		c.refuse("the importing program runs in a chroot, out of which a container would find its way: its root must be a mount")
 	})
 	if p := propagation(c.spec.Linux.RootfsPropagation); p != 0 && p&unix.MS_PRIVATE == 0 {
 		c.mountCall("set the root's propagation", "", "/", "", p, "")
