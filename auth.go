@@ -246,9 +246,13 @@ func runHelper(ctx context.Context, name, server string) (Credentials, error) {
 	}
 	var exit *exec.ExitError
 	switch {
+	case errors.Is(err, errHelperText):
+		return Credentials{}, failed(err)
+	case errors.As(err, &exit) && stdout.buf.Len() >= maxHelperText/2:
+		return Credentials{}, failed(errHelperText) // it was ended by our refusal to read on
 	case errors.As(err, &exit):
 		// The protocol has no code for "nothing there": this text is it (docker-credential-helpers, errors.go).
-		text := strings.TrimSpace(stdout.String())
+		text := strings.TrimSpace(stdout.buf.String())
 		if text == "credentials not found in native keychain" {
 			return Credentials{}, nil
 		}
@@ -258,11 +262,9 @@ func runHelper(ctx context.Context, name, server string) (Credentials, error) {
 		return Credentials{}, failed(fmt.Errorf("%w: it says %s", err, quoteShort(text)))
 	case err != nil:
 		return Credentials{}, failed(err)
-	case stdout.over:
-		return Credentials{}, failed(fmt.Errorf("its answer is larger than %d bytes: %w", maxHelperText, ErrInvalid))
 	}
 	var answer struct{ Username, Secret string }
-	if err := json.Unmarshal(stdout.Bytes(), &answer); err != nil {
+	if err := json.Unmarshal(stdout.buf.Bytes(), &answer); err != nil {
 		return Credentials{}, failed(fmt.Errorf("its answer is not JSON: %w", ErrInvalid))
 	}
 	if answer.Username == "<token>" {
@@ -271,18 +273,15 @@ func runHelper(ctx context.Context, name, server string) (Credentials, error) {
 	return Credentials{Username: answer.Username, Password: answer.Secret}, nil
 }
 
-// limitedBuffer keeps the beginning of what is written, and remembers that there was more.
-type limitedBuffer struct {
-	bytes.Buffer
-	over bool
-}
+// limitedBuffer refuses what is too much, which ends the copying, and the helper with it. The buffer is not embedded:
+// its ReadFrom would pass the limit by.
+type limitedBuffer struct{ buf bytes.Buffer }
+
+var errHelperText = fmt.Errorf("its answer is larger than %d bytes: %w", maxHelperText, ErrInvalid)
 
 func (b *limitedBuffer) Write(p []byte) (int, error) {
-	if room := maxHelperText - b.Len(); len(p) > room {
-		b.over = true
-		b.Buffer.Write(p[:room])
-	} else {
-		b.Buffer.Write(p)
+	if b.buf.Len()+len(p) > maxHelperText {
+		return 0, errHelperText
 	}
-	return len(p), nil
+	return b.buf.Write(p)
 }

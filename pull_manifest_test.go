@@ -63,6 +63,24 @@ func TestParseManifestBounds(t *testing.T) {
 	}
 }
 
+func TestParseConfig(t *testing.T) {
+	m, good := registrytest.RandomImage(1, 1, 10).Manifest()
+	if _, err := parseConfig(good, &m); err != nil {
+		t.Error(err)
+	}
+	for name, bad := range map[string]string{
+		"no JSON": "x", "no object": "[]", "no rootfs": "{}", "too large": strings.Repeat(" ", maxManifest) + string(good),
+		"other type of rootfs": `{"rootfs":{"type":"layers+base","diff_ids":["` + someDigest + `"]}}`,
+		"no digest":            `{"rootfs":{"type":"layers","diff_ids":["../x"]}}`,
+		"other algorithm":      `{"rootfs":{"type":"layers","diff_ids":["` + string(digest.SHA512.FromString("")) + `"]}}`,
+		"too many":             `{"rootfs":{"type":"layers","diff_ids":["` + someDigest + `","` + someDigest + `"]}}`,
+	} {
+		if _, err := parseConfig([]byte(bad), &m); !errors.Is(err, ErrInvalid) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 func TestCompatible(t *testing.T) {
 	for in, want := range map[string]string{
 		"amd64":        "linux/amd64 linux/386",

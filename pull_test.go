@@ -297,6 +297,41 @@ func TestPullBringsBackLayers(t *testing.T) {
 	}
 }
 
+// TestForeignIndexEntries: what other tools put into the store does not stand in the way.
+func TestForeignIndexEntries(t *testing.T) {
+	reg := newRegistry(t)
+	e := newImageEngine(t, RegistryConfig{})
+	reg.Push("app", "v1", registrytest.RandomImage(6, 1, 1000))
+	if _, err := e.Pull(t.Context(), reg.Host+"/app:v1", nil); err != nil {
+		t.Fatal(err)
+	}
+	index := []byte(`{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}`)
+	desc := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageIndex, Digest: digest.FromBytes(index), Size: int64(len(index))}
+	missing := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: someDigest, Size: 100}
+	if err := e.store.WriteBlob(t.Context(), desc, bytes.NewReader(index)); err != nil {
+		t.Fatal(err)
+	}
+	for name, d := range map[string]ocispec.Descriptor{"docker.io/library/index:latest": desc, "v1": desc, "docker.io/library/missing:latest": missing} {
+		if err := e.store.Tag(t.Context(), name, d); err != nil {
+			t.Fatal(err)
+		}
+	}
+	list, err := e.Images(t.Context())
+	if err != nil || len(list) != 1 || list[0].Ref() != reg.Host+"/app:v1" {
+		t.Errorf("%v, %v", list, err)
+	}
+	var media *MediaTypeError
+	if _, err := e.Image(t.Context(), "index"); !errors.As(err, &media) {
+		t.Errorf("index: %v", err)
+	}
+	if _, err := e.Image(t.Context(), "missing"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("missing: %v", err)
+	}
+	if _, err := e.Image(t.Context(), string(list[0].ID())); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestPullAtOnce: many that want the same image get one piece of work between them.
 func TestPullAtOnce(t *testing.T) {
 	noLeftGoroutines(t)
