@@ -84,26 +84,26 @@ func floor(b *testing.B, h *Hierarchy, r *specs.LinuxResources) {
 			if err != nil {
 				b.Fatal(err)
 			}
-			writes = append(writes, write{t.path, s.file, s.value})
+			writes = append(writes, write{t.where(), s.file, s.value})
 		}
 		if t := h.tree("devices"); t != nil && len(r.Devices) > 0 {
 			rules, err := newDeviceRules(r.Devices)
 			if err != nil {
 				b.Fatal(err)
 			}
-			writes = append(writes, write{t.path, "devices.deny", "a"})
+			writes = append(writes, write{t.where(), "devices.deny", "a"})
 			for _, e := range rules.exceptions {
-				writes = append(writes, write{t.path, "devices.allow", e.line()})
+				writes = append(writes, write{t.where(), "devices.allow", e.line()})
 			}
 		}
 	}
 	var dirs, joins []string
 	for _, t := range h.trees {
-		dirs = append(dirs, filepath.Join(t.path, "bench"))
+		dirs = append(dirs, filepath.Join(t.where(), "bench"))
 		if t.v2 {
-			joins = append(joins, filepath.Join(t.path, "bench", "cgroup.kill"))
+			joins = append(joins, filepath.Join(t.where(), "bench", "cgroup.kill"))
 		} else {
-			joins = append(joins, filepath.Join(t.path, "bench", "tasks"))
+			joins = append(joins, filepath.Join(t.where(), "bench", "tasks"))
 		}
 	}
 	must := func(err error) {

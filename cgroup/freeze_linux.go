@@ -40,7 +40,7 @@ func (g *Group) freeze(ctx context.Context, frozen bool) error {
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("cgroup: %s group: %w", verb, &fs.PathError{Op: "write", Path: path.Join(t.path, g.name, file), Err: err})
+		return fmt.Errorf("cgroup: %s group: %w", verb, &fs.PathError{Op: "write", Path: path.Join(t.where(), g.name, file), Err: err})
 	}
 	return nil
 }
@@ -58,7 +58,7 @@ func freezeUnified(ctx context.Context, dir int, name string, frozen bool) error
 	if err := writeAt(dir, name+"/cgroup.freeze", value); err != nil {
 		return err
 	}
-	for {
+	for wait := 1; ; wait = min(2*wait, 100) {
 		var buf [256]byte
 		n, err := unix.Pread(fd, buf[:], 0)
 		if err != nil {
@@ -70,7 +70,7 @@ func freezeUnified(ctx context.Context, dir int, name string, frozen bool) error
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if _, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLPRI}}, 100); err != nil && err != unix.EINTR {
+		if _, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLPRI}}, wait); err != nil && err != unix.EINTR {
 			return err
 		}
 	}

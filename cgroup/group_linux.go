@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path"
-	"slices"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -49,7 +48,7 @@ func (h *Hierarchy) Create(name string, r *specs.LinuxResources) (*Group, error)
 		}
 		if err != nil {
 			g.rollback(h.trees[:i])
-			return nil, fmt.Errorf("cgroup: create group: %w", &fs.PathError{Op: "mkdir", Path: path.Join(t.path, name), Err: err})
+			return nil, fmt.Errorf("cgroup: create group: %w", &fs.PathError{Op: "mkdir", Path: path.Join(t.where(), name), Err: err})
 		}
 		g.none = false
 	}
@@ -86,7 +85,7 @@ func (h *Hierarchy) Load(name string) (*Group, error) {
 			return &Group{h: h, name: name}, nil
 		}
 		if err != nil && err != unix.ENOENT {
-			return nil, fmt.Errorf("cgroup: load group: %w", &fs.PathError{Op: "stat", Path: path.Join(t.path, name), Err: err})
+			return nil, fmt.Errorf("cgroup: load group: %w", &fs.PathError{Op: "stat", Path: path.Join(t.where(), name), Err: err})
 		}
 	}
 	return nil, fmt.Errorf("cgroup: load group %q: %w", name, fs.ErrNotExist)
@@ -102,13 +101,13 @@ func (g *Group) Path(controller string) string {
 	if t == nil || g.none {
 		return ""
 	}
-	return path.Join(t.path, g.name)
+	return path.Join(t.where(), g.name)
 }
 
 // tree returns the hierarchy of a controller, or nil; "" stands for the v2 hierarchy.
 func (h *Hierarchy) tree(controller string) *tree {
 	for _, t := range h.trees {
-		if controller == "" && t.v2 || controller != "" && slices.Contains(t.controllers, controller) {
+		if controller == "" && t.v2 || controller != "" && t.has(controller) {
 			if _, err := t.dir(); err == nil {
 				return t
 			}
@@ -132,9 +131,9 @@ func (g *Group) Join() (*Join, error) {
 			at := g.name + file
 			fd, err := retryOpen(fd, at, flags)
 			if err != nil {
-				return nil, &fs.PathError{Op: "open", Path: path.Join(t.path, at), Err: err}
+				return nil, &fs.PathError{Op: "open", Path: path.Join(t.where(), at), Err: err}
 			}
-			return os.NewFile(uintptr(fd), path.Join(t.path, at)), nil
+			return os.NewFile(uintptr(fd), path.Join(t.where(), at)), nil
 		}
 		if t.v2 {
 			if j.Dir, err = open("", unix.O_RDONLY|unix.O_DIRECTORY); err == nil {
@@ -174,7 +173,7 @@ func (g *Group) Remove(ctx context.Context) error {
 			continue
 		}
 		if err := removeTree(ctx, fd, g.name, deadline); err != nil {
-			err = &fs.PathError{Op: "rmdir", Path: path.Join(t.path, g.name), Err: err}
+			err = &fs.PathError{Op: "rmdir", Path: path.Join(t.where(), g.name), Err: err}
 			if errors.Is(err, unix.EBUSY) {
 				err = fmt.Errorf("%w: there are processes in it: kill them first", err)
 			}

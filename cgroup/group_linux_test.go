@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -32,8 +33,8 @@ func TestGroupLife(t *testing.T) {
 		t.Errorf("a second group of this name: %v", err)
 	}
 	for _, tr := range h.trees {
-		if st, err := os.Stat(filepath.Join(tr.path, "life")); err != nil || !st.IsDir() {
-			t.Errorf("%v: %v", tr.path, err)
+		if st, err := os.Stat(filepath.Join(tr.where(), "life")); err != nil || !st.IsDir() {
+			t.Errorf("%v: %v", tr.where(), err)
 		}
 	}
 	if names, err := h.Names(); err != nil || !slices.Equal(names, []string{"life"}) {
@@ -171,7 +172,7 @@ func TestRemoveNested(t *testing.T) {
 	h := open(t)
 	g := create(t, h, nil)
 	for _, tr := range h.trees {
-		dir := filepath.Join(tr.path, g.Name())
+		dir := filepath.Join(tr.where(), g.Name())
 		for i := range 70 {
 			if err := os.Mkdir(filepath.Join(dir, "wide"+itoa(i)), 0o755); err != nil {
 				t.Fatal(err)
@@ -218,7 +219,7 @@ func TestParentRemovedByAnother(t *testing.T) {
 	}
 	defer func() {
 		for _, tr := range other.trees {
-			_ = os.Remove(tr.path)
+			_ = os.Remove(tr.where())
 		}
 	}()
 	if left := leftovers(); len(left) > 0 {
@@ -247,7 +248,7 @@ func TestForeignParentStays(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, tr := range h.trees {
-		if _, err := os.Stat(tr.path); err != nil {
+		if _, err := os.Stat(tr.where()); err != nil {
 			t.Error(err)
 		}
 	}
@@ -282,7 +283,7 @@ func TestDelegated(t *testing.T) {
 	leaf := &Group{h: h, name: g.Name() + "/leaf"}
 	const nobody = 65534
 	for _, tr := range h.trees {
-		dir := filepath.Join(tr.path, g.Name())
+		dir := filepath.Join(tr.where(), g.Name())
 		if err := os.Mkdir(filepath.Join(dir, "leaf"), 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -412,4 +413,47 @@ func parseFirst(s string) uint64 {
 		n = 10*n + uint64(c-'0')
 	}
 	return n
+}
+
+// Several engines, each opening and closing the same parent, and several goroutines on one of them.
+func TestConcurrent(t *testing.T) {
+	h := open(t)
+	var wg sync.WaitGroup
+	for i := range 4 {
+		wg.Go(func() {
+			for k := range 25 {
+				name := "c" + itoa(i) + "." + itoa(k)
+				g, err := h.Create(name, resources(t, Limits{PIDs: 5}))
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				j, err := g.Join()
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if err := errors.Join(j.Close(), g.Kill(t.Context()), g.Remove(t.Context())); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Go(func() {
+		for range 25 {
+			other, err := Open(Config{Parent: testParent})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			for _, tr := range other.trees {
+				_ = unix.Rmdir(tr.where()) // as the engine that made it would on closing
+			}
+			if _, err := h.Names(); err != nil {
+				t.Error(err)
+			}
+			other.Close()
+		}
+	})
+	wg.Wait()
 }

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/moby/sys/mountinfo"
@@ -34,13 +35,35 @@ type tree struct {
 	mount       string   // where it is mounted
 	own         string   // the cgroup of this process, from the mount point; "/" when it is outside of what is mounted
 	v2          bool     //
-	controllers []string // v1: what it is; v2: what the children of the parent can have
-	mu          sync.RWMutex
-	fd          int    // the parent, or -1
-	path        string // of the parent, absolute: for Path and for errors
-	err         error  // why there is no parent
-	dead        []int  // former values of fd
-	made        bool   // by us: ours to remove
+	controllers []string // of v1
+
+	parent atomic.Pointer[parent]
+
+	mu   sync.Mutex // held while the parent is made
+	made bool       // by us: ours to remove
+	dead []int      // descriptors of former parents
+}
+
+// parent is the parent of all groups in one hierarchy.
+type parent struct {
+	fd          int
+	path        string   // for Path and for errors
+	controllers []string // that its children have
+	err         error    // why there is none
+}
+
+// dir returns the descriptor of the parent, or why there is none.
+func (t *tree) dir() (int, error) {
+	p := t.parent.Load()
+	return p.fd, p.err
+}
+
+// where returns the path of the parent.
+func (t *tree) where() string { return t.parent.Load().path }
+
+// has reports whether groups have a controller in this hierarchy.
+func (t *tree) has(controller string) bool {
+	return slices.Contains(t.parent.Load().controllers, controller)
 }
 
 // legacyControllers are the v1 hierarchies that a group is made in. A hierarchy of another kind (perf_event, net_cls) has
@@ -57,12 +80,12 @@ const systemdName = "name=systemd"
 // Open finds the hierarchies and makes the parent in each. That there are none, or none that may be written, is not an
 // error: see [Hierarchy.Create].
 func Open(config Config) (*Hierarchy, error) {
-	parent := config.Parent
-	if parent == "" {
-		parent = defaultParent
+	at := config.Parent
+	if at == "" {
+		at = defaultParent
 	}
-	if !path.IsAbs(parent) || path.Clean(parent) != parent || parent == "/" || strings.ContainsAny(parent, "\x00\n") {
-		return nil, invalid("Parent", parent, "must be a clean absolute path below the root, such as "+defaultParent)
+	if !path.IsAbs(at) || path.Clean(at) != at || at == "/" || strings.ContainsAny(at, "\x00\n") {
+		return nil, invalid("Parent", at, "must be a clean absolute path below the root, such as "+defaultParent)
 	}
 	log := config.Logger
 	if log == nil {
@@ -72,7 +95,7 @@ func Open(config Config) (*Hierarchy, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cgroup: find the hierarchies: %w", err)
 	}
-	h := &Hierarchy{log: log, parent: parent}
+	h := &Hierarchy{log: log, parent: at}
 	var v1, v2 bool
 	for _, t := range trees {
 		v2 = v2 || t.v2
@@ -92,7 +115,11 @@ func Open(config Config) (*Hierarchy, error) {
 		if v2 && !t.v2 && slices.Equal(t.controllers, []string{"freezer"}) {
 			continue
 		}
-		t.err = t.open(parent)
+		if p, err := t.open(at); err == nil {
+			t.parent.Store(p)
+		} else {
+			t.parent.Store(&parent{fd: -1, path: t.mount, err: err})
+		}
 		h.trees = append(h.trees, t)
 	}
 	return h, nil
@@ -115,7 +142,7 @@ func mounted() ([]*tree, error) {
 	var unified *tree
 	seen := make(map[string]bool)
 	for _, m := range mounts {
-		t := &tree{mount: m.Mountpoint, fd: -1}
+		t := &tree{mount: m.Mountpoint}
 		key := ""
 		if m.FSType == "cgroup2" {
 			if unified != nil {
@@ -178,26 +205,25 @@ func below(root, own string) string {
 }
 
 // open makes the parent, as far up as this process may.
-func (t *tree) open(parent string) error {
+func (t *tree) open(below string) (*parent, error) {
 	var first error
 	for _, base := range ancestors(t.own) {
-		var fd int
+		var p *parent
 		var err error
 		// Another process may remove the empty parent between mkdir and open.
 		for range 10 {
-			if fd, err = t.makeParent(base, parent); !errors.Is(err, fs.ErrNotExist) {
+			if p, err = t.makeParent(base, below); !errors.Is(err, fs.ErrNotExist) {
 				break
 			}
 		}
 		if err == nil {
-			t.fd, t.path, t.err = fd, path.Join(t.mount, base, parent), nil
-			return nil
+			return p, nil
 		}
 		if first == nil {
 			first = err
 		}
 	}
-	return first
+	return nil, first
 }
 
 // ancestors returns "/", "/a", "/a/b" for "/a/b".
@@ -215,20 +241,20 @@ func ancestors(p string) []string {
 }
 
 // makeParent opens the parent below base and makes what is missing of it.
-func (t *tree) makeParent(base, parent string) (int, error) {
+func (t *tree) makeParent(base, below string) (*parent, error) {
 	fd, err := unix.Open(path.Join(t.mount, base), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return -1, &fs.PathError{Op: "open", Path: path.Join(t.mount, base), Err: err}
+		return nil, &fs.PathError{Op: "open", Path: path.Join(t.mount, base), Err: err}
 	}
 	at := path.Join(t.mount, base)
-	for _, part := range strings.Split(parent[1:], "/") {
+	for _, part := range strings.Split(below[1:], "/") {
 		t.prepare(fd, at == t.mount)
 		err := unix.Mkdirat(fd, part, 0o755)
 		made := err == nil
 		t.made = t.made || made
 		if err != nil && err != unix.EEXIST {
 			unix.Close(fd)
-			return -1, &fs.PathError{Op: "mkdir", Path: path.Join(at, part), Err: err}
+			return nil, &fs.PathError{Op: "mkdir", Path: path.Join(at, part), Err: err}
 		}
 		at = path.Join(at, part)
 		next, err := unix.Openat(fd, part, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
@@ -244,20 +270,21 @@ func (t *tree) makeParent(base, parent string) (int, error) {
 			if next >= 0 {
 				unix.Close(next)
 			}
-			return -1, &fs.PathError{Op: "open", Path: at, Err: err}
+			return nil, &fs.PathError{Op: "open", Path: at, Err: err}
 		}
 		fd = next
 	}
 	t.prepare(fd, false)
+	controllers := t.controllers
 	if t.v2 {
 		data, err := readAt(fd, "cgroup.subtree_control")
 		if err != nil {
 			unix.Close(fd)
-			return -1, &fs.PathError{Op: "read", Path: path.Join(at, "cgroup.subtree_control"), Err: err}
+			return nil, &fs.PathError{Op: "read", Path: path.Join(at, "cgroup.subtree_control"), Err: err}
 		}
-		t.controllers = strings.Fields(string(data))
+		controllers = strings.Fields(string(data))
 	}
-	return fd, nil
+	return &parent{fd: fd, path: at, controllers: controllers}, nil
 }
 
 // prepare enables the controllers for the children of a v2 group, as far as it can: what is missing in the end is an
@@ -328,37 +355,32 @@ func (t *tree) adopt(parent, fd int) error {
 
 // reopen makes the parent again after another process, closing its hierarchy, removed the empty one. old is the
 // descriptor that was found dead.
-func (t *tree) reopen(old int, parent string) error {
+func (t *tree) reopen(old int, below string) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.fd != old {
-		return t.err // another goroutine was faster
+	if fd, err := t.dir(); fd != old {
+		return err // another goroutine was faster
 	}
-	if err := t.open(parent); err != nil {
+	p, err := t.open(below)
+	if err != nil {
 		return err
 	}
+	t.parent.Store(p)
 	t.dead = append(t.dead, old) // others may be using it
 	return nil
-}
-
-// dir returns the descriptor of the parent.
-func (t *tree) dir() (int, error) {
-	t.mu.RLock()
-	defer t.mu.RUnlock()
-	return t.fd, t.err
 }
 
 // Close removes the parents if they are empty and were made here, and frees what Open took. It must not be called while another method runs.
 func (h *Hierarchy) Close() error {
 	for _, t := range h.trees {
 		t.mu.Lock()
-		if t.fd >= 0 {
+		if p := t.parent.Load(); p.fd >= 0 {
 			// Whoever else uses it makes it again. Groups below it make this fail, as it should.
 			if t.made || h.parent == defaultParent {
-				_ = unix.Rmdir(t.path)
+				_ = unix.Rmdir(p.path)
 			}
-			unix.Close(t.fd)
-			t.fd, t.err = -1, fs.ErrClosed
+			unix.Close(p.fd)
+			t.parent.Store(&parent{fd: -1, path: p.path, err: fs.ErrClosed})
 		}
 		for _, fd := range t.dead {
 			unix.Close(fd)
@@ -383,7 +405,7 @@ func (h *Hierarchy) Controllers() []string {
 		if _, err := t.dir(); err != nil {
 			continue
 		}
-		for _, c := range t.controllers {
+		for _, c := range t.parent.Load().controllers {
 			if c != systemdName {
 				all = append(all, c)
 			}
@@ -404,7 +426,7 @@ func (h *Hierarchy) Names() ([]string, error) {
 		}
 		found, err := subdirs(fd, 0)
 		if err != nil && err != unix.ENOENT {
-			return nil, &fs.PathError{Op: "read", Path: t.path, Err: err}
+			return nil, &fs.PathError{Op: "read", Path: t.where(), Err: err}
 		}
 		for _, name := range found {
 			if checkName(name) == nil {

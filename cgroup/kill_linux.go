@@ -52,7 +52,7 @@ func (g *Group) killUnified(ctx context.Context) error {
 		return nil
 	}
 	if err != nil {
-		return &fs.PathError{Op: "open", Path: path.Join(t.path, g.name, "cgroup.events"), Err: err}
+		return &fs.PathError{Op: "open", Path: path.Join(t.where(), g.name, "cgroup.events"), Err: err}
 	}
 	defer unix.Close(fd)
 	if populated, err := populated(fd); err != nil || !populated {
@@ -62,9 +62,9 @@ func (g *Group) killUnified(ctx context.Context) error {
 		if err == unix.ENOENT {
 			return errNoKill
 		}
-		return &fs.PathError{Op: "write", Path: path.Join(t.path, g.name, "cgroup.kill"), Err: err}
+		return &fs.PathError{Op: "write", Path: path.Join(t.where(), g.name, "cgroup.kill"), Err: err}
 	}
-	for {
+	for wait := 1; ; wait = min(2*wait, 100) {
 		populated, err := populated(fd)
 		if err != nil || !populated {
 			return err
@@ -72,8 +72,9 @@ func (g *Group) killUnified(ctx context.Context) error {
 		if err := ctx.Err(); err != nil {
 			return fmt.Errorf("there are still processes in it: %w", err)
 		}
-		// A change of the file is urgent data. The time is for a context that ends meanwhile.
-		if _, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLPRI}}, 100); err != nil && err != unix.EINTR {
+		// A change of the file is urgent data. The kernel holds that back for up to 10 ms after the one before (CGROUP_
+		// FILE_NOTIFY_MIN_INTV), and a context may end meanwhile: look anyway from time to time.
+		if _, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLPRI}}, wait); err != nil && err != unix.EINTR {
 			return err
 		}
 	}
@@ -159,7 +160,7 @@ func (g *Group) allProcs() ([]int, error) {
 		}
 		pids, err := procsBelow(dir, g.name, 0)
 		if err != nil {
-			return nil, &fs.PathError{Op: "read", Path: path.Join(t.path, g.name, "cgroup.procs"), Err: err}
+			return nil, &fs.PathError{Op: "read", Path: path.Join(t.where(), g.name, "cgroup.procs"), Err: err}
 		}
 		slices.Sort(pids)
 		return slices.Compact(pids), nil

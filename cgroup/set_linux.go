@@ -114,7 +114,7 @@ func (g *Group) write(s *setting, create bool) error {
 	if err == nil {
 		return nil
 	}
-	at := path.Join(t.path, g.name, file)
+	at := path.Join(t.where(), g.name, file)
 	switch err {
 	case unix.ENOENT, unix.EACCES, unix.EPERM, unix.EROFS, unix.EOPNOTSUPP:
 		if s.optional && err == unix.ENOENT {
@@ -146,8 +146,8 @@ func (h *Hierarchy) treeOf(controller string) (*tree, error) {
 	if _, err := unified.dir(); err != nil {
 		return nil, err
 	}
-	if controller != "" && !slices.Contains(unified.controllers, controller) {
-		return nil, fmt.Errorf("the %s controller is not enabled in %s", controller, path.Join(unified.path, "cgroup.subtree_control"))
+	if controller != "" && !unified.has(controller) {
+		return nil, fmt.Errorf("the %s controller is not enabled in %s", controller, path.Join(unified.where(), "cgroup.subtree_control"))
 	}
 	return unified, nil
 }
@@ -221,7 +221,7 @@ func (g *Group) attachDevices(rules *deviceRules, create bool) error {
 	}
 	dir, err := unix.Openat(parent, g.name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return &fs.PathError{Op: "open", Path: path.Join(t.path, g.name), Err: err}
+		return &fs.PathError{Op: "open", Path: path.Join(t.where(), g.name), Err: err}
 	}
 	defer unix.Close(dir)
 	return g.h.devices.use(rules.program(), func(fd int) error {

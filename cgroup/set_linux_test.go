@@ -317,8 +317,9 @@ func fakeUnified(t *testing.T, files ...string) (*Group, string) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { unix.Close(fd) })
-	h := &Hierarchy{mode: V2, trees: []*tree{{v2: true, fd: fd, path: root,
-		controllers: []string{"cpuset", "cpu", "io", "memory", "hugetlb", "pids", "rdma"}}}}
+	tr := &tree{v2: true}
+	tr.parent.Store(&parent{fd: fd, path: root, controllers: []string{"cpuset", "cpu", "io", "memory", "hugetlb", "pids", "rdma"}})
+	h := &Hierarchy{mode: V2, trees: []*tree{tr}}
 	return &Group{h: h, name: "x"}, dir
 }
 

@@ -35,7 +35,7 @@ func (g *Group) OOMKills() (uint64, error) {
 	}
 	data, err := readAt(dir, g.name+"/"+file)
 	if err != nil {
-		return 0, fmt.Errorf("cgroup: count OOM kills: %w", &fs.PathError{Op: "read", Path: path.Join(t.path, g.name, file), Err: err})
+		return 0, fmt.Errorf("cgroup: count OOM kills: %w", &fs.PathError{Op: "read", Path: path.Join(t.where(), g.name, file), Err: err})
 	}
 	return field(data, "oom_kill"), nil
 }
@@ -89,7 +89,7 @@ func (r *statReader) read(controller, file string) []byte {
 	data, err := readAt(dir, r.g.name+"/"+file)
 	// EOPNOTSUPP: there is a file, but not what it would show (pressure, with psi=0).
 	if err != nil && err != unix.ENOENT && err != unix.EOPNOTSUPP && r.err == nil {
-		r.err = &fs.PathError{Op: "read", Path: path.Join(t.path, r.g.name, file), Err: err}
+		r.err = &fs.PathError{Op: "read", Path: path.Join(t.where(), r.g.name, file), Err: err}
 	}
 	return data
 }
