@@ -204,6 +204,22 @@ func TestReadonlyRoot(t *testing.T) {
 	}
 }
 
+func TestReadonlyDev(t *testing.T) {
+	requireRoot(t)
+	s := newSpec(newRoot(t), "try", "create", "/dev/x", ";", "try", "create", "/dev/shm/x", ";", "write", "/dev/null", "x", ";", "stat", "/dev/own")
+	s.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/own", Type: "c", Major: 1, Minor: 3}}
+	for i := range s.Mounts {
+		if s.Mounts[i].Destination == "/dev" {
+			s.Mounts[i].Options = append(s.Mounts[i].Options, "ro")
+		}
+	}
+	got := mustRun(t, s, nil)
+	want := "create /dev/x: open /dev/x: read-only file system\ncreate /dev/shm/x: <nil>\n/dev/own 20666 0:0 1:3 \n"
+	if got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+}
+
 func TestUserAndCapabilities(t *testing.T) {
 	requireRoot(t)
 	umask := uint32(0o077)

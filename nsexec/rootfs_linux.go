@@ -70,7 +70,7 @@ func (c *compiler) attachRoot() {
 	case unix.MS_SLAVE:
 		c.mountCall("keep mounts from the host", "", "/", "", unix.MS_REC|unix.MS_SLAVE, "")
 	default:
-		c.mountCall("separate mounts from the host's", "", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")
+		c.mountCall("separate mounts from the host's (in a chroot, / is no mount)", "", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")
 	}
 	c.root = c.NewSlot("root")
 	if c.opts.Root != nil {
