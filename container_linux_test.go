@@ -28,6 +28,7 @@ import (
 func TestMain(m *testing.M) {
 	testtool.Main()
 	helperMain()
+	placeMain()
 	code := testutil.LeakCheck(m)
 	testtool.Cleanup()
 	os.Exit(code)

@@ -121,7 +121,9 @@ func open(ctx context.Context, config Config) (_ *Engine, err error) {
 	if err := e.sweep(ctx); err != nil {
 		return nil, err
 	}
-	e.launcher.Dir = runDir(config.Run)
+	if run := runDir(config.Run); run != "" {
+		e.launcher.Dir = filepath.Join(run, "plans", e.owner.id) // made only where it is needed
+	}
 	return e, nil
 }
 
@@ -172,6 +174,9 @@ func (e *Engine) Close() error {
 func (e *Engine) release() error {
 	var errs []error
 	errs = append(errs, e.launcher.Close())
+	if e.launcher.Dir != "" {
+		errs = append(errs, os.RemoveAll(e.launcher.Dir))
+	}
 	if e.owner != nil {
 		errs = append(errs, e.owner.close())
 	}

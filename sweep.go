@@ -44,6 +44,11 @@ func (e *Engine) sweep(ctx context.Context) error {
 		return err
 	}
 	for _, o := range dead {
+		if run := runDir(e.config.Run); run != "" {
+			if err := os.RemoveAll(filepath.Join(run, "plans", o.id)); err != nil {
+				return err
+			}
+		}
 		if err := os.Remove(o.file.Name()); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}

@@ -18,8 +18,10 @@ import (
 //
 // syscall.Exec in the importing program ends all its threads, and therefore every attached process.
 type Launcher struct {
-	// Dir is where plans are written if executable memory files are forbidden (vm.memfd_noexec = 2, or a security
-	// module). It must be on a filesystem without noexec. Empty means that starting fails then.
+	// Dir is a directory of the launcher's own, in which plans are written if executable memory files are forbidden
+	// (vm.memfd_noexec = 2, or a security module). It is made when it is needed and must be on a filesystem without
+	// noexec. A plan is removed once it is executed; what a killed program leaves is for its successor to remove. Empty
+	// means that starting fails then.
 	Dir string
 
 	mu     sync.Mutex
@@ -165,9 +167,13 @@ func (l *Launcher) executableFile(image []byte, cause error) (path string, remov
 		return "", nil, fmt.Errorf("nsexec: make an executable memory file: %w (the sysctl vm.memfd_noexec or a security module forbids it: "+
 			"set vm.memfd_noexec to 0 or 1, or give the launcher a directory)", cause)
 	}
-	f, err := os.CreateTemp(l.Dir, ".plan-*")
+	err = os.MkdirAll(l.Dir, 0o700)
+	var f *os.File
+	if err == nil {
+		f, err = os.CreateTemp(l.Dir, "plan-*")
+	}
 	if err != nil {
-		return "", nil, fmt.Errorf("nsexec: executable memory is forbidden (%w), and no file can be made instead: %w", cause, err)
+		return "", nil, fmt.Errorf("nsexec: executable memory is forbidden (%w; see the sysctl vm.memfd_noexec), and no file can be made instead: %w", cause, err)
 	}
 	path = f.Name()
 	remove = func() { os.Remove(path) }
@@ -186,7 +192,7 @@ func (l *Launcher) executableFile(image []byte, cause error) (path string, remov
 	var st unix.Statfs_t
 	if unix.Statfs(path, &st) == nil && st.Flags&unix.ST_NOEXEC != 0 {
 		remove()
-		return "", nil, fmt.Errorf("nsexec: executable memory is forbidden (%w), and %s is on a noexec mount: %w", cause, l.Dir, fs.ErrPermission)
+		return "", nil, fmt.Errorf("nsexec: executable memory is forbidden (%w; see the sysctl vm.memfd_noexec), and %s, where the plan could go instead, is mounted noexec: %w", cause, l.Dir, fs.ErrPermission)
 	}
 	return path, remove, nil
 }
