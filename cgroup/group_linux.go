@@ -40,9 +40,11 @@ func (h *Hierarchy) Create(name string, r *specs.LinuxResources) (*Group, error)
 			continue
 		}
 		err = unix.Mkdirat(fd, name, 0o755)
-		if err == unix.ENOENT {
-			if err = t.reopen(fd, h.parent); err == nil {
-				fd, _ = t.dir()
+		for retry := 0; err == unix.ENOENT && retry < maxReopen; retry++ {
+			if err = t.reopen(fd, h.parent); err != nil {
+				break
+			}
+			if fd, err = t.dir(); err == nil {
 				err = unix.Mkdirat(fd, name, 0o755)
 			}
 		}
@@ -58,6 +60,9 @@ func (h *Hierarchy) Create(name string, r *specs.LinuxResources) (*Group, error)
 	}
 	return g, nil
 }
+
+// maxReopen bounds how often a parent is made again that others remove at once.
+const maxReopen = 50
 
 // rollback removes what Create made: directories that nobody has joined.
 func (g *Group) rollback(trees []*tree) {

@@ -210,9 +210,9 @@ func (t *tree) open(below string) (*parent, error) {
 	for _, base := range ancestors(t.own) {
 		var p *parent
 		var err error
-		// Another process may remove the empty parent between mkdir and open.
+		// Another process may remove the empty parent between mkdir and open (ENOENT), or open and read (ENODEV).
 		for range 10 {
-			if p, err = t.makeParent(base, below); !errors.Is(err, fs.ErrNotExist) {
+			if p, err = t.makeParent(base, below); !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENODEV) {
 				break
 			}
 		}
