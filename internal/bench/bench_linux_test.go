@@ -58,7 +58,7 @@ func TestFloorIsolation(t *testing.T) {
 	for _, check := range checks {
 		c := container(t, "/bin/sh", "-c", check+" || exit 7")
 		state := t.TempDir()
-		if _, err := c.floor(1, state, state); err != nil {
+		if _, err := c.floor(1, false, state, state); err != nil {
 			t.Errorf("%s: %v", check, err)
 		}
 	}
@@ -70,7 +70,7 @@ func TestFloorLeavesNothing(t *testing.T) {
 	if times := c.runFloor(t, 20); len(times) != 20 {
 		t.Fatalf("%d times", len(times))
 	}
-	if _, err := c.floor(2, state, state); err != nil {
+	if _, err := c.floor(2, false, state, state); err != nil {
 		t.Fatal(err)
 	}
 	if left, _ := filepath.Glob(filepath.Join(state, "s*", "*")); len(left) > 0 {
@@ -103,7 +103,7 @@ func TestFloorFails(t *testing.T) {
 	} {
 		c := container(t, "/bin/true")
 		change(c)
-		if _, err := c.floor(1, state, state); err == nil {
+		if _, err := c.floor(1, false, state, state); err == nil {
 			t.Errorf("%s: no error", name)
 		} else {
 			t.Logf("%s: %v", name, err)

@@ -73,7 +73,7 @@ func FloorParallel(b *testing.B, c *Container, atOnce int) {
 	for i := range atOnce {
 		if n := (b.N + atOnce - 1 - i) / atOnce; n > 0 {
 			state := b.TempDir()
-			wg.Go(func() { _, errs[i] = c.floor(n, state, state) })
+			wg.Go(func() { _, errs[i] = c.floor(n, false, state, state) })
 		}
 	}
 	wg.Wait()
@@ -92,14 +92,14 @@ func (c *Container) runFloor(t testing.TB, n int) []time.Duration {
 	} else if err != nil {
 		t.Fatal(err)
 	}
-	times, err := c.floor(n, t.TempDir(), t.TempDir())
+	times, err := c.floor(n, true, t.TempDir(), t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
 	return times
 }
 
-func (c *Container) floor(n int, state, files string) ([]time.Duration, error) {
+func (c *Container) floor(n int, warm bool, state, files string) ([]time.Duration, error) {
 	program, err := floorProgram()
 	if err != nil {
 		return nil, err
@@ -116,6 +116,9 @@ func (c *Container) floor(n int, state, files string) ([]time.Duration, error) {
 			return nil, err
 		}
 		args = append(args, "-f", filter)
+	}
+	if warm {
+		args = append(args, "-w")
 	}
 	if c.Gap > 0 {
 		args = append(args, "-g", strconv.FormatInt(c.Gap.Milliseconds(), 10))

@@ -12,6 +12,7 @@
  *	-h NAME         host name                   -p NAME          parent cgroup, below every hierarchy's root
  *	-M BYTES -P N   memory and pids limits      -Q US -T US      CPU quota and period      -W SHARES   CPU shares (v1)
  *	-m PATH         masked path, repeated       -r PATH          read-only path, repeated
+ *	-w              one more round at first that is not printed: a new process has to fault in its pages
  *	-v              verbose: say what the machine has
  *
  * What a round does, in this order, so that it can be held against what a launcher does:
@@ -86,7 +87,7 @@ enum {
 #define MAX 64
 #define COUNT(a) (sizeof(a) / sizeof((a)[0]))
 
-static int rounds = 1, host_network, verbose, nlower, nmasked, nreadonly;
+static int rounds = 1, host_network, verbose, warm, nlower, nmasked, nreadonly;
 static long gap_ms;
 static const char *state, *filter_file, *parent_name = "coracle-floor", *host_name = "floor";
 static const char *memory, *pids, *quota, *period, *shares;
@@ -688,7 +689,7 @@ static void parse(int argc, char **argv)
 		{ 'Q', &quota }, { 'T', &period }, { 'W', &shares },
 	};
 	int c;
-	while ((c = getopt(argc, argv, "+n:g:s:l:f:Hh:p:M:P:Q:T:W:m:r:v")) != -1) {
+	while ((c = getopt(argc, argv, "+n:g:s:l:f:Hh:p:M:P:Q:T:W:m:r:vw")) != -1) {
 		if (c == '?')
 			exit(2);
 		for (size_t i = 0; i < COUNT(lists); i++)
@@ -705,6 +706,7 @@ static void parse(int argc, char **argv)
 		gap_ms = c == 'g' ? atol(optarg) : gap_ms;
 		host_network |= c == 'H';
 		verbose |= c == 'v';
+		warm |= c == 'w';
 	}
 	program = argv + optind;
 	errno = EINVAL;
@@ -723,7 +725,7 @@ int main(int argc, char **argv)
 		read_filter();
 	find_hierarchies();
 	copy_cpuset();
-	for (int i = 0; i < rounds; i++) {
+	for (int i = -warm; i < rounds; i++) {
 		char id[64], dir[2048];
 		snprintf(id, sizeof(id), "%d-%d", (int)getpid(), i);
 		snprintf(dir, sizeof(dir), "%s/%s", state, id);
@@ -746,7 +748,8 @@ int main(int argc, char **argv)
 			drop_parents();
 			return 1;
 		}
-		printf("%lld\n", (long long)(end - start));
+		if (i >= 0)
+			printf("%lld\n", (long long)(end - start));
 	}
 	drop_parents();
 	return 0;
