@@ -51,11 +51,9 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// hostState is what the tests must leave as it was.
+// hostState is what the tests must leave as it was; newRoot looks for mounts.
 func hostState() string {
 	var b strings.Builder
-	mounts, _ := os.ReadFile("/proc/self/mountinfo")
-	b.Write(mounts)
 	children, _ := filepath.Glob("/proc/self/task/*/children")
 	for _, c := range children {
 		list, _ := os.ReadFile(c)
@@ -320,6 +318,14 @@ func dynamic(path string) bool {
 func newRoot(t testing.TB) string {
 	t.Helper()
 	root := t.TempDir()
+	t.Cleanup(func() {
+		// Other programs mount and unmount on this host meanwhile: only what is in the root is the test's.
+		for _, m := range mountLines() {
+			if strings.HasPrefix(m.At, root) {
+				t.Errorf("left on the host: %+v", m)
+			}
+		}
+	})
 	if err := os.Chmod(root, 0o755); err != nil {
 		t.Fatal(err)
 	}

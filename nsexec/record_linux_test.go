@@ -163,7 +163,7 @@ func TestCVE_2021_30465_MountTargetSwapped(t *testing.T) {
 	defer l.Close()
 	root := newRoot(t)
 	outside := 0
-	for i := range 100 {
+	for i := range 50 {
 		s := newSpec(root, "view")
 		s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = nil, nil
 		s.Linux.Namespaces = []specs.LinuxNamespace{{Type: specs.MountNamespace}, {Type: specs.PIDNamespace}}
