@@ -26,13 +26,18 @@
 // a symbolic link of one) is applied against its parents and stored by its chainID.
 //
 // [Store.Layers] finds the layers of an image that are all unpacked already; it is what the start of a container
-// calls.
+// calls. [Store.LayerKeys] and [Store.RemoveLayer] are for whoever knows which layers are in use.
 //
 // # Snapshots
 //
 // [Snapshot.Mount] returns a detached mount: it is in no mount namespace and in no mount table, and it goes away when
 // the last descriptor (or the namespace it was moved into by move_mount) does. [Driver] is what makes it: "overlay"
-// by default, "copy" where overlay cannot be had, others by [RegisterDriver].
+// by default, "copy" where overlay cannot be had, others by [RegisterDriver]. [Snapshot.Remove] hides the snapshot by
+// one rename; its files are deleted after. [Store.RemoveSnapshot] also removes one that its maker did not live to
+// complete.
+//
+// A directory snapshots/ID holds upper, work and a link, layers, which names a file under stacks: the keys of the
+// layers, written once for each image.
 //
 // # Locks
 //

@@ -15,13 +15,14 @@ import (
 // called from many goroutines.
 //
 // The life of a snapshot: Prepare once, Mount any number of times, Remove. Each may be the last call ever made when
-// the process is killed; Remove is then called by another one and must cope with a half-made directory.
+// the process is killed, and Remove must cope with a half-made directory.
 type Driver interface {
 	// Prepare fills the snapshot's new, empty directory.
 	Prepare(ctx context.Context, s *SnapshotDir) error
 	// Mount returns a detached mount of the root filesystem. The caller closes it.
 	Mount(ctx context.Context, s *SnapshotDir, opts *MountOptions) (*os.File, error)
-	// Remove empties the directory. That a thing is missing is no error.
+	// Remove empties the directory, which has been renamed by then. That a thing is missing is no error. It may never be
+	// called: after a crash the directory is deleted as any other.
 	Remove(ctx context.Context, s *SnapshotDir) error
 	// Close frees what the driver holds.
 	Close() error

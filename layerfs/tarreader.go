@@ -236,7 +236,7 @@ func (t *tarReader) parseHeader(size int64) (*tarEntry, error) {
 	e.uid, e.gid = clampID(uid), clampID(gid)
 	magic := string(b[257:265])
 	switch {
-	case magic == "ustar\x0000":
+	case magic[:6] == "ustar\x00": // any version, as all readers do
 		prefix := b[345:500]
 		if string(b[508:512]) == "tar\x00" {
 			prefix = b[345:476] // star
