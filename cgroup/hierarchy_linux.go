@@ -32,9 +32,9 @@ type Hierarchy struct {
 
 // tree is one mounted hierarchy.
 type tree struct {
-	mount       string   // where it is mounted
-	own         string   // the cgroup of this process, from the mount point; "/" when it is outside of what is mounted
-	v2          bool     //
+	mount       string // where it is mounted
+	own         string // the cgroup of this process, from the mount point; "/" when it is outside of what is mounted
+	v2          bool
 	controllers []string // of v1
 
 	parent atomic.Pointer[parent]
