@@ -29,9 +29,14 @@ type Options struct {
 
 // Compile turns a runtime spec into a program that [Launcher.Start] runs. The spec is read and not kept.
 //
-// All of the spec is checked before: an error is a *SpecError that names the field. What a program needs of the host
-// and can be opened ahead of the start (namespaces to join) is opened here and belongs to the Program; everything
-// else (bind sources, the root's path) is opened while the container starts, in its mount namespace.
+// All of the spec is checked before: an error is a *SpecError that names the field. Namespaces to join are opened here
+// and belong to the Program. Bind sources and the root's path are opened while the container starts, in its mount
+// namespace, so that they may change between two starts; only for a new user namespace, whose root could not reach
+// them, they are opened here, and the Program can be started once.
+//
+// A mount point that is missing is made, in the root filesystem or in what is mounted there. Without a mount on /dev the
+// container gets one. Relative paths (root.path, sources of bind mounts) are errors: only the caller knows the bundle
+// that they are relative to.
 //
 // Resources and cgroupsPath are the business of whoever makes the cgroup and passes it in the options; hooks are the
 // business of whoever starts the program. Annotations change nothing.
