@@ -250,6 +250,13 @@ func TestUserAndCapabilities(t *testing.T) {
 			"CapPrm": "0000000000000000", "CapEff": "0000000000000000", "CapBnd": "0000000000000000", "CapInh": "0000000000000000", "Seccomp": "2",
 		}},
 		{"no filter", func(s *specs.Spec) { s.Linux.Seccomp = nil }, map[string]string{"Seccomp": "0"}},
+		{"a filter that forbids set-up", func(s *specs.Spec) {
+			s.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActAllow, Syscalls: []specs.LinuxSyscall{{
+				Names:  []string{"close_range", "umask", "setresuid", "setgroups", "mount", "statx", "move_mount", "fchdir", "openat2"},
+				Action: specs.ActErrno,
+			}}}
+			s.Process.User = specs.User{UID: 1000, GID: 1000}
+		}, map[string]string{"Seccomp": "2", "Uid": "1000\t1000\t1000\t1000"}},
 		{"filter after no new privileges as root", func(s *specs.Spec) { s.Process.NoNewPrivileges = true }, map[string]string{
 			"NoNewPrivs": "1", "Seccomp": "2", "CapEff": defaultCaps,
 		}},

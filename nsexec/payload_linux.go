@@ -32,6 +32,7 @@ func (c *compiler) payload() {
 
 	c.changeDirectory()
 	c.setRlimits()
+	c.closeFiles()
 	c.setCredentials()
 	c.execute()
 

@@ -264,16 +264,21 @@ func (c *compiler) changeDirectoryAgain() {
 	})
 }
 
-// execute emits the last steps of all.
-func (c *compiler) execute() {
+// closeFiles keeps everything but the standard streams from the program, and sets its umask. It comes before the filter,
+// which may allow nothing of the kind.
+func (c *compiler) closeFiles() {
 	c.Syscall("let nothing but the standard streams through", unix.SYS_CLOSE_RANGE, Const(firstFile), Const(maxFD),
 		Const(unix.CLOSE_RANGE_CLOEXEC).As("CLOSE_RANGE_CLOEXEC"))
-	p := c.spec.Process
 	umask := uint64(0o022)
-	if p.User.Umask != nil {
-		umask = uint64(*p.User.Umask)
+	if u := c.spec.Process.User.Umask; u != nil {
+		umask = uint64(*u)
 	}
 	c.Syscall("set the umask", unix.SYS_UMASK, Const(umask).As("0"+strconv.FormatUint(umask, 8)))
+}
+
+// execute emits the last steps of all.
+func (c *compiler) execute() {
+	p := c.spec.Process
 	if p.NoNewPrivileges {
 		c.installSeccomp()
 	}

@@ -148,9 +148,10 @@ func (c *compiler) checkAlone() {
 		return
 	}
 	var id [2]Slot
+	names := []string{"root_id", "top_id"}
 	for i, p := range []string{"/", "/.."} {
 		st := c.Zeroed(sizeofStatx)
-		id[i] = c.NewSlot("id")
+		id[i] = c.NewSlot(names[i])
 		c.Syscall("see what is mounted on "+p, unix.SYS_STATX, Int(unix.AT_FDCWD), c.String(p), Const(0), Const(unix.STATX_MNT_ID).As("STATX_MNT_ID"), st)
 		c.Load(id[i], 8, st, Const(statxMountID))
 	}
