@@ -338,6 +338,24 @@ func TestBusyParent(t *testing.T) {
 	}
 }
 
+// The root of a cgroup namespace holds processes as a rule, and has none of the exceptions that are made for the real one.
+func TestNamespaceRoot(t *testing.T) {
+	h := open(t)
+	if h.tree("") == nil {
+		t.Skip("there is no v2 hierarchy")
+	}
+	g := create(t, h, nil)
+	p := command(t, "namespace")
+	p.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWCGROUP | unix.CLONE_NEWNS}
+	if err := p.startIn(g); err != nil {
+		t.Fatal(err)
+	}
+	if said := p.line(t); said != "good" {
+		t.Error(said)
+	}
+	_ = p.Wait()
+}
+
 // A program without rights opens a hierarchy all the same.
 func TestUnprivileged(t *testing.T) {
 	if os.Geteuid() == 0 {

@@ -248,7 +248,7 @@ func (t *tree) makeParent(base, below string) (*parent, error) {
 	}
 	at := path.Join(t.mount, base)
 	for _, part := range strings.Split(below[1:], "/") {
-		t.prepare(fd, at == t.mount)
+		t.prepare(fd)
 		err := unix.Mkdirat(fd, part, 0o755)
 		made := err == nil
 		t.made = t.made || made
@@ -274,7 +274,7 @@ func (t *tree) makeParent(base, below string) (*parent, error) {
 		}
 		fd = next
 	}
-	t.prepare(fd, false)
+	t.prepare(fd)
 	controllers := t.controllers
 	if t.v2 {
 		data, err := readAt(fd, "cgroup.subtree_control")
@@ -290,7 +290,7 @@ func (t *tree) makeParent(base, below string) (*parent, error) {
 // prepare enables the controllers for the children of a v2 group, as far as it can: what is missing in the end is an
 // error when a limit asks for it. A group that holds processes is left alone, except for the root, where that is allowed:
 // the kernel would refuse most controllers, and turn the group into a threaded one for the rest.
-func (t *tree) prepare(fd int, root bool) {
+func (t *tree) prepare(fd int) {
 	if !t.v2 {
 		return
 	}
@@ -312,7 +312,8 @@ func (t *tree) prepare(fd int, root bool) {
 	if len(missing) == 0 {
 		return
 	}
-	if !root {
+	// Only the real root has no events; what is at the mount point may be the root of a cgroup namespace.
+	if unix.Faccessat(fd, "cgroup.events", unix.F_OK, 0) == nil {
 		if procs, err := readAt(fd, "cgroup.procs"); err != nil || len(procs) > 0 {
 			return
 		}

@@ -255,6 +255,8 @@ func child(role string) int {
 		return childReadonly()
 	case "unmounted":
 		return childUnmounted()
+	case "namespace":
+		return childNamespace()
 	case "delegated":
 		return childDelegated(args[1])
 	default:
@@ -331,6 +333,28 @@ func childUnmounted() int {
 	_, err = h.Create("x", &specs.LinuxResources{Pids: &specs.LinuxPids{Limit: new(int64(5))}})
 	ok = ok && errors.Is(err, errors.ErrUnsupported)
 	return childNothing(h, ok)
+}
+
+// childNamespace is in the root of a cgroup namespace, which is no real root: as in a container with writable cgroups.
+func childNamespace() int {
+	if err := unix.Mount("cgroup2", "/mnt", "cgroup2", 0, ""); err != nil {
+		fmt.Println("mount:", err)
+		return 1
+	}
+	t := &tree{mount: "/mnt", own: "/", v2: true}
+	p, err := t.open("/inner")
+	if err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	kind, err := readAt(p.fd, "cgroup.type")
+	_ = unix.Rmdir(p.path)
+	if err != nil || strings.TrimSpace(string(kind)) != "domain" || len(p.controllers) > 0 {
+		fmt.Printf("%v: %q, %v\n", p.controllers, kind, err)
+		return 1
+	}
+	fmt.Println("good")
+	return 0
 }
 
 // childDelegated is an unprivileged user with a group that was delegated.
