@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"io/fs"
@@ -29,6 +30,11 @@ func TestMain(m *testing.M) {
 	testtool.Main()
 	helperMain()
 	placeMain()
+	flag.Parse()
+	if skip := flag.Lookup("test.skip"); os.Geteuid() != 0 && skip != nil && skip.Value.String() == "" {
+		fmt.Println("examples that start containers are skipped: they need root")
+		flag.Set("test.skip", needsRoot)
+	}
 	code := testutil.LeakCheck(m)
 	testtool.Cleanup()
 	os.Exit(code)
