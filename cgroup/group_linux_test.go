@@ -345,7 +345,7 @@ func TestNamespaceRoot(t *testing.T) {
 		t.Skip("there is no v2 hierarchy")
 	}
 	g := create(t, h, nil)
-	p := command(t, "namespace")
+	p := command(t, "namespace", t.TempDir())
 	p.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWCGROUP | unix.CLONE_NEWNS}
 	if err := p.startIn(g); err != nil {
 		t.Fatal(err)

@@ -256,7 +256,7 @@ func child(role string) int {
 	case "unmounted":
 		return childUnmounted()
 	case "namespace":
-		return childNamespace()
+		return childNamespace(args[1])
 	case "delegated":
 		return childDelegated(args[1])
 	default:
@@ -336,12 +336,12 @@ func childUnmounted() int {
 }
 
 // childNamespace is in the root of a cgroup namespace, which is no real root: as in a container with writable cgroups.
-func childNamespace() int {
-	if err := unix.Mount("cgroup2", "/mnt", "cgroup2", 0, ""); err != nil {
+func childNamespace(at string) int {
+	if err := unix.Mount("cgroup2", at, "cgroup2", 0, ""); err != nil {
 		fmt.Println("mount:", err)
 		return 1
 	}
-	t := &tree{mount: "/mnt", own: "/", v2: true}
+	t := &tree{mount: at, own: "/", v2: true}
 	p, err := t.open("/inner")
 	if err != nil {
 		fmt.Println(err)
