@@ -337,6 +337,10 @@ func childUnmounted() int {
 
 // childNamespace is in the root of a cgroup namespace, which is no real root: as in a container with writable cgroups.
 func childNamespace(at string) int {
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		fmt.Println("private:", err)
+		return 1
+	}
 	if err := unix.Mount("cgroup2", at, "cgroup2", 0, ""); err != nil {
 		fmt.Println("mount:", err)
 		return 1
