@@ -97,7 +97,9 @@ func (e *Engine) create(ctx context.Context, spec *ContainerSpec) (_ *Container,
 			return nil, err
 		}
 	}
-	opts := &layerfs.SnapshotOptions{Volatile: spec.AutoRemove}
+	// An attached container does not outlive its program, and what it wrote does not have to outlive a power failure.
+	// Without Volatile, its end would write out everything that the host has not written yet.
+	opts := &layerfs.SnapshotOptions{Volatile: true}
 	if _, err := e.store.NewSnapshot(ctx, st.ID, layers, opts); err != nil {
 		return nil, err
 	}
