@@ -84,7 +84,7 @@ func runTest(plan *guestplan.Plan, test *guestplan.Test) (ok bool) {
 	passed, skipped := count(output.String())
 	if err != nil {
 		if !plan.Verbose {
-			os.Stdout.Write(output.Bytes())
+			printFailure(output.String())
 		}
 		fmt.Printf("FAIL\t%s\t%.3fs\t(%v)\n", test.Package, seconds, err)
 		return false
@@ -94,6 +94,16 @@ func runTest(plan *guestplan.Plan, test *guestplan.Test) (ok bool) {
 	}
 	fmt.Printf("ok  \t%s\t%.3fs\t(%d passed, %d skipped)\n", test.Package, seconds, passed, len(skipped))
 	return true
+}
+
+// printFailure prints what -test.v wrote without what passed.
+func printFailure(output string) {
+	for line := range strings.Lines(output) {
+		trimmed := strings.TrimSpace(line)
+		if !strings.HasPrefix(trimmed, "=== ") && !strings.HasPrefix(trimmed, "--- PASS: ") {
+			fmt.Print(line)
+		}
+	}
 }
 
 // count returns the number of passed tests and, for each skipped one, its name and reason, from the output of -test.v.
