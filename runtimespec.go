@@ -17,41 +17,25 @@ import (
 	"github.com/coracle-dev/coracle/nsexec"
 )
 
-// runtimeSpec makes the OCI runtime spec of a start: Docker's defaults, changed as the resolved spec says. The root
-// filesystem is mounted and read for users; the working directory is made in it.
-func (e *Engine) runtimeSpec(st *containerState, root *os.File) (*specs.Spec, error) {
+// runtimeSpec makes the part of a start's OCI runtime spec that needs no look at the root filesystem: Docker's defaults,
+// changed as the resolved spec says.
+func (e *Engine) runtimeSpec(st *containerState) (*specs.Spec, error) {
 	spec, s, r := nsexec.DefaultSpec(), &st.Spec, &st.Resolved
-	rootfd := int(root.Fd())
 
 	p := spec.Process
 	p.Args, p.Env, p.Cwd = r.Args, r.Env, r.WorkingDir
 	p.Rlimits = s.Rlimits
 	p.OOMScoreAdj = s.OOMScoreAdj
-	readFile := func(name string) func() ([]byte, error) {
-		return func() ([]byte, error) { return inroot.ReadFile(rootfd, name, maxUserFile) }
-	}
-	user, home, err := lookUpUser(r.User, s.GroupAdd, readFile("/etc/passwd"), readFile("/etc/group"))
-	if err != nil {
-		return nil, fmt.Errorf("find user %q: %w", r.User, err)
-	}
-	p.User = user
-	if !hasEnv(p.Env, "HOME") {
-		p.Env = append(slices.Clone(p.Env), "HOME="+home)
-	}
-	if r.WorkingDir != "/" {
-		if err := inroot.MkdirAll(rootfd, r.WorkingDir, 0o755, 0, 0); err != nil {
-			return nil, fmt.Errorf("make the working directory: %w", err)
-		}
-	}
 
 	spec.Hostname, spec.Domainname = r.Hostname, s.Domainname
-	host := s.network() == NetworkHost
-	if host {
+	if s.network() == NetworkHost {
 		spec.Linux.Namespaces = slices.DeleteFunc(spec.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.NetworkNamespace })
 		if spec.Hostname == "" {
-			if spec.Hostname, err = os.Hostname(); err != nil {
+			name, err := os.Hostname()
+			if err != nil {
 				return nil, err
 			}
+			spec.Hostname = name
 		}
 	}
 	spec.Linux.Sysctl = s.Sysctls
@@ -68,17 +52,40 @@ func (e *Engine) runtimeSpec(st *containerState, root *os.File) (*specs.Spec, er
 	if err := addDevices(spec, s.Devices); err != nil {
 		return nil, err
 	}
-	files, err := e.networkFiles(st, spec.Hostname, host)
+	setShmSize(spec, s.ShmSize)
+	return spec, nil
+}
+
+// completeSpec adds to the spec what depends on the root filesystem and on files made for the container: the user, the
+// working directory, which is made, and the mounts.
+func (e *Engine) completeSpec(spec *specs.Spec, st *containerState, root *os.File) error {
+	s, r, rootfd := &st.Spec, &st.Resolved, int(root.Fd())
+	readFile := func(name string) func() ([]byte, error) {
+		return func() ([]byte, error) { return inroot.ReadFile(rootfd, name, maxUserFile) }
+	}
+	user, home, err := lookUpUser(r.User, s.GroupAdd, readFile("/etc/passwd"), readFile("/etc/group"))
 	if err != nil {
-		return nil, err
+		return fmt.Errorf("find user %q: %w", r.User, err)
+	}
+	spec.Process.User = user
+	if !hasEnv(spec.Process.Env, "HOME") {
+		spec.Process.Env = append(slices.Clone(spec.Process.Env), "HOME="+home)
+	}
+	if r.WorkingDir != "/" {
+		if err := inroot.MkdirAll(rootfd, r.WorkingDir, 0o755, 0, 0); err != nil {
+			return fmt.Errorf("make the working directory: %w", err)
+		}
+	}
+	files, err := e.networkFiles(st, spec.Hostname, s.network() == NetworkHost)
+	if err != nil {
+		return err
 	}
 	mounts, err := userMounts(s.Mounts)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	setShmSize(spec, s.ShmSize)
 	spec.Mounts = mergeMounts(spec.Mounts, files, mounts)
-	return spec, nil
+	return nil
 }
 
 func setShmSize(spec *specs.Spec, size int64) {

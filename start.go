@@ -115,6 +115,21 @@ func (c *Container) lastRun() *run {
 // launch goes the main path: state -> OCI spec -> launch plan -> process.
 func (c *Container) launch(ctx context.Context, st *containerState) (_ *run, err error) {
 	e := c.eng
+	spec, err := e.runtimeSpec(st)
+	if err != nil {
+		return nil, err
+	}
+	// The cgroup needs nothing of the root filesystem, so one is made while the other is mounted. If the program wants
+	// to change the spec, its limits are not known before.
+	var group *pendingGroup
+	if st.Spec.Customize == nil {
+		group = e.beginGroup(st, spec)
+	}
+	defer func() {
+		if err != nil && group != nil {
+			err = errors.Join(err, group.discard(context.WithoutCancel(ctx)))
+		}
+	}()
 	snap, err := e.store.OpenSnapshot(st.ID)
 	if err != nil {
 		return nil, err
@@ -124,9 +139,7 @@ func (c *Container) launch(ctx context.Context, st *containerState) (_ *run, err
 		return nil, err
 	}
 	defer root.Close()
-
-	spec, err := e.runtimeSpec(st, root)
-	if err != nil {
+	if err := e.completeSpec(spec, st, root); err != nil {
 		return nil, err
 	}
 	if st.Spec.Customize != nil {
@@ -136,17 +149,9 @@ func (c *Container) launch(ctx context.Context, st *containerState) (_ *run, err
 		if spec.Linux == nil || spec.Process == nil {
 			return nil, fmt.Errorf("%w: customize: the spec has lost its process or linux section", ErrInvalid)
 		}
+		group = e.beginGroup(st, spec)
 	}
-	group, err := e.newGroup(st, spec)
-	if err != nil {
-		return nil, err
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, group.Remove(context.WithoutCancel(ctx)))
-		}
-	}()
-	join, err := group.Join()
+	join, err := group.join()
 	if err != nil {
 		return nil, err
 	}
@@ -163,13 +168,48 @@ func (c *Container) launch(ctx context.Context, st *containerState) (_ *run, err
 	proc, err := e.launcher.Start(ctx, prog, &streams.stdio)
 	if err != nil {
 		streams.abandon()
-		return nil, explainStart(err, group)
+		return nil, explainStart(err, group.group)
 	}
 	streams.begin()
 	return &run{
-		proc: proc, group: group, streams: streams, spec: spec,
+		proc: proc, group: group.group, streams: streams, spec: spec,
 		ended: make(chan struct{}), cleaned: make(chan struct{}),
 	}, nil
+}
+
+// pendingGroup is a cgroup that is being made.
+type pendingGroup struct {
+	done  chan struct{} // closed when the following are set
+	group *cgroup.Group
+	files *cgroup.Join
+	err   error
+}
+
+// beginGroup begins to make the container's cgroup and to open what joins it.
+func (e *Engine) beginGroup(st *containerState, spec *specs.Spec) *pendingGroup {
+	p, resources := &pendingGroup{done: make(chan struct{})}, spec.Linux.Resources
+	go func() {
+		defer close(p.done)
+		if p.group, p.err = e.newGroup(st, resources); p.err == nil {
+			p.files, p.err = p.group.Join()
+		}
+	}()
+	return p
+}
+
+// join waits for the cgroup and returns what joins it.
+func (p *pendingGroup) join() (*cgroup.Join, error) {
+	<-p.done
+	return p.files, p.err
+}
+
+// discard removes the cgroup again.
+func (p *pendingGroup) discard(ctx context.Context) error {
+	<-p.done
+	if p.group == nil {
+		return nil
+	}
+	return errors.Join(p.files.Close(), p.group.Remove(ctx))
 }
 
 // explainStart adds what the cgroup knows to the error of a start.
@@ -184,8 +224,8 @@ func explainStart(err error, group *cgroup.Group) error {
 
 // newGroup makes the container's cgroup. Where there are no cgroups, or none that may be written, a container without
 // limits does without.
-func (e *Engine) newGroup(st *containerState, spec *specs.Spec) (*cgroup.Group, error) {
-	group, err := e.cgroups.Create(e.groupName(st.ID), spec.Linux.Resources)
+func (e *Engine) newGroup(st *containerState, resources *specs.LinuxResources) (*cgroup.Group, error) {
+	group, err := e.cgroups.Create(e.groupName(st.ID), resources)
 	if errors.Is(err, errors.ErrUnsupported) && reflect.ValueOf(st.Spec.Limits).IsZero() {
 		return e.cgroups.Create(e.groupName(st.ID), nil)
 	}
