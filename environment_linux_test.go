@@ -77,6 +77,10 @@ func withoutCgroups(ctx context.Context, root string) error {
 	if err := runTool(ctx, coracle.Config{Root: root}, coracle.ContainerSpec{}); err != nil {
 		return fmt.Errorf("without limits: %w", err)
 	}
+	// Nobody filters devices here: the container must not be able to make any, and those of its image must not work.
+	if err := runTool(ctx, coracle.Config{Root: root}, coracle.ContainerSpec{Args: []string{"no-devices"}}); err != nil {
+		return fmt.Errorf("devices without a filter: %w", err)
+	}
 	err := runTool(ctx, coracle.Config{Root: root}, coracle.ContainerSpec{Limits: cgroup.Limits{Memory: 64 << 20}})
 	if !errors.Is(err, errors.ErrUnsupported) || !strings.Contains(err.Error(), "memory") {
 		return fmt.Errorf("with a limit: %w", err)
@@ -91,7 +95,10 @@ func runTool(ctx context.Context, config coracle.Config, spec coracle.ContainerS
 		return err
 	}
 	defer func() { err = errors.Join(err, eng.Close()) }()
-	spec.Image, spec.Args = "tool", []string{"true"}
+	spec.Image = "tool"
+	if spec.Args == nil {
+		spec.Args = []string{"true"}
+	}
 	err = eng.Run(ctx, &spec)
 	if list, listErr := eng.Containers(ctx, nil); listErr != nil || len(list) > 0 {
 		err = errors.Join(err, fmt.Errorf("left: %v, %w", list, listErr))

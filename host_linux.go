@@ -117,3 +117,12 @@ func deviceNode(path string) (kind string, major, minor int64, mode os.FileMode,
 	}
 	return kind, int64(unix.Major(st.Rdev)), int64(unix.Minor(st.Rdev)), os.FileMode(st.Mode & 0o777), st.Uid, st.Gid, nil
 }
+
+// setNoDev makes the device nodes of a detached mount useless.
+func setNoDev(root *os.File) error {
+	attr := &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NODEV}
+	if err := unix.MountSetattr(int(root.Fd()), "", unix.AT_EMPTY_PATH, attr); err != nil {
+		return fmt.Errorf("make the root filesystem's device nodes useless: %w", err)
+	}
+	return nil
+}

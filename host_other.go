@@ -26,3 +26,5 @@ func (*hostProcess) wait(context.Context) error { return errors.ErrUnsupported }
 func deviceNode(string) (string, int64, int64, os.FileMode, uint32, uint32, error) {
 	return "", 0, 0, 0, 0, 0, errors.ErrUnsupported
 }
+
+func setNoDev(*os.File) error { return errors.ErrUnsupported }

@@ -88,6 +88,17 @@ func (e *Engine) completeSpec(spec *specs.Spec, st *containerState, root *os.Fil
 	return nil
 }
 
+// withoutDevices takes from a container what the missing device filter would have forbidden to it: to make device nodes,
+// and to use those that its image brings along. Its own /dev is another filesystem.
+func withoutDevices(spec *specs.Spec, root *os.File) error {
+	if c := spec.Process.Capabilities; c != nil {
+		for _, set := range []*[]string{&c.Bounding, &c.Effective, &c.Permitted, &c.Inheritable, &c.Ambient} {
+			*set = slices.DeleteFunc(slices.Clone(*set), func(name string) bool { return name == "CAP_MKNOD" })
+		}
+	}
+	return setNoDev(root)
+}
+
 func setShmSize(spec *specs.Spec, size int64) {
 	if size == 0 {
 		return

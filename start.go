@@ -156,6 +156,12 @@ func (c *Container) launch(ctx context.Context, st *containerState) (_ *run, err
 		return nil, err
 	}
 	defer join.Close()
+	if group.unfiltered && !st.Spec.Security.Privileged {
+		e.log.Info("no device filter is possible here: the container gets no CAP_MKNOD, and device nodes of its image do not work", "container", st.Name)
+		if err := withoutDevices(spec, root); err != nil {
+			return nil, err
+		}
+	}
 	prog, err := nsexec.Compile(spec, &nsexec.Options{Root: root, Cgroup: join.Dir, Tasks: join.Tasks, CgroupKill: join.Kill})
 	if err != nil {
 		return nil, err
@@ -183,6 +189,8 @@ type pendingGroup struct {
 	group *cgroup.Group
 	files *cgroup.Join
 	err   error
+
+	unfiltered bool // the group has no limits and no device filter
 }
 
 // beginGroup begins to make the container's cgroup and to open what joins it.
@@ -190,7 +198,13 @@ func (e *Engine) beginGroup(st *containerState, spec *specs.Spec) *pendingGroup 
 	p, resources := &pendingGroup{done: make(chan struct{})}, spec.Linux.Resources
 	go func() {
 		defer close(p.done)
-		if p.group, p.err = e.newGroup(st, resources); p.err == nil {
+		p.group, p.err = e.cgroups.Create(e.groupName(st.ID), resources)
+		if errors.Is(p.err, errors.ErrUnsupported) && reflect.ValueOf(st.Spec.Limits).IsZero() {
+			// No cgroups here, or none that may be written. A container without limits does without.
+			p.group, p.err = e.cgroups.Create(e.groupName(st.ID), nil)
+			p.unfiltered = true
+		}
+		if p.err == nil {
 			p.files, p.err = p.group.Join()
 		}
 	}()
@@ -220,16 +234,6 @@ func explainStart(err error, group *cgroup.Group) error {
 		}
 	}
 	return err
-}
-
-// newGroup makes the container's cgroup. Where there are no cgroups, or none that may be written, a container without
-// limits does without.
-func (e *Engine) newGroup(st *containerState, resources *specs.LinuxResources) (*cgroup.Group, error) {
-	group, err := e.cgroups.Create(e.groupName(st.ID), resources)
-	if errors.Is(err, errors.ErrUnsupported) && reflect.ValueOf(st.Spec.Limits).IsZero() {
-		return e.cgroups.Create(e.groupName(st.ID), nil)
-	}
-	return group, err
 }
 
 // groupPrefix begins the names of the cgroups that belong to this root: roots may share a parent.

@@ -173,6 +173,20 @@ func Run(args []string) int {
 			}
 		}
 		fmt.Println("held")
+	case "no-devices": // succeeds if device nodes can neither be made in nor used below the root
+		err := unix.Mknod("/made", unix.S_IFCHR|0o666, int(unix.Mkdev(1, 5)))
+		if err != unix.EPERM {
+			return die(fmt.Errorf("mknod: %w", err))
+		}
+		if f, err := os.Open("/dev/zero"); err != nil {
+			return die(err)
+		} else {
+			f.Close()
+		}
+		var st unix.Statfs_t
+		if err := unix.Statfs("/", &st); err != nil || st.Flags&unix.ST_NODEV == 0 {
+			return die(fmt.Errorf("the root is not mounted nodev: %w", err))
+		}
 	case "report":
 		return report(args[1:])
 	default:
