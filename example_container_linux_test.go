@@ -32,7 +32,7 @@ func exampleImages(ctx context.Context) (eng *coracle.Engine, done func()) {
 	}
 	hello := &nsexec.Plan{}
 	const text = "hello from a container\n"
-	hello.Syscall("greet", unix.SYS_WRITE, nsexec.Const(1), hello.String(text), nsexec.Int(len(text)))
+	hello.Syscall("greet", unix.SYS_WRITE, nsexec.Const(1), hello.Str(text), nsexec.Int(len(text)))
 	hello.Syscall("exit", unix.SYS_EXIT_GROUP, nsexec.Const(0))
 	pause := &nsexec.Plan{}
 	pause.Syscall("wait", unix.SYS_PPOLL).Ignore()

@@ -30,10 +30,10 @@ func (c *compiler) mountCgroup(m *mount) {
 	c.resolve("open "+m.dest, m.dest, unix.O_DIRECTORY, inRoot, tmpfs, nil)
 	c.fchdir("go to "+m.dest, tmpfs)
 	for _, h := range host.v1 {
-		c.Syscall("make the mount point "+m.dest+"/"+h.name, unix.SYS_MKDIRAT, tmpfs.Value(), c.String(h.name), Const(0o755).As("0755"))
+		c.Syscall("make the mount point "+m.dest+"/"+h.name, unix.SYS_MKDIRAT, tmpfs.Value(), c.Str(h.name), Const(0o755).As("0755"))
 		c.mountCall("mount cgroup on "+m.dest+"/"+h.name, "cgroup", h.name, "cgroup", flags, h.data)
 		for _, l := range h.links {
-			c.Syscall("link "+m.dest+"/"+l, unix.SYS_SYMLINKAT, c.String(h.name), tmpfs.Value(), c.String(l))
+			c.Syscall("link "+m.dest+"/"+l, unix.SYS_SYMLINKAT, c.Str(h.name), tmpfs.Value(), c.Str(l))
 		}
 	}
 	if flags&unix.MS_RDONLY != 0 {

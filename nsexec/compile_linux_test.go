@@ -106,7 +106,7 @@ func TestGolden(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer prog.Close()
-			got := prog.Plan.Listing()
+			got := prog.Plan.String()
 			path := filepath.Join("testdata", test.name+".golden")
 			if *update {
 				if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
@@ -433,7 +433,7 @@ func FuzzCompile(f *testing.F) {
 		if _, err := prog.Plan.ELF(); err != nil {
 			t.Fatal(err)
 		}
-		if prog.Plan.Listing() == "" {
+		if prog.Plan.String() == "" {
 			t.Fatal("an empty listing")
 		}
 	})

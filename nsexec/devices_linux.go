@@ -115,7 +115,7 @@ func (c *compiler) makeDevices() {
 		if slices.ContainsFunc(c.devices, func(d device) bool { return d.path == "/dev/"+l[0] }) {
 			continue
 		}
-		c.Syscall("link /dev/"+l[0], unix.SYS_SYMLINKAT, c.String(l[1]), c.dev.Value(), c.String(l[0]))
+		c.Syscall("link /dev/"+l[0], unix.SYS_SYMLINKAT, c.Str(l[1]), c.dev.Value(), c.Str(l[0]))
 	}
 }
 
@@ -131,7 +131,7 @@ func (c *compiler) otherDevices() {
 }
 
 func (c *compiler) makeDevice(d *device, dir Slot) {
-	base, label := c.String(path.Base(d.path)), "make the device "+d.path
+	base, label := c.Str(path.Base(d.path)), "make the device "+d.path
 	bind := func() {
 		source, at := c.temp("source"), c.temp("at")
 		c.openTree("open the host's "+d.path+" in place of a device node", Int(unix.AT_FDCWD), d.path, false).Into(source)

@@ -22,7 +22,7 @@ func ExampleCompile() {
 		return
 	}
 	defer prog.Close()
-	fmt.Println(len(prog.Plan.Listing()) > 0)
+	fmt.Println(len(prog.Plan.String()) > 0)
 	// Output: true
 }
 

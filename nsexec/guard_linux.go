@@ -79,7 +79,7 @@ func (c *compiler) hygiene() {
 	c.hygieneStep = len(c.steps)
 	c.Syscall("close inherited descriptors", unix.SYS_CLOSE_RANGE, Const(0), Const(maxFD), Const(0))
 	c.Syscall("become undumpable", unix.SYS_PRCTL, Const(unix.PR_SET_DUMPABLE).As("PR_SET_DUMPABLE"), Const(0))
-	c.Syscall("name the guard", unix.SYS_PRCTL, Const(unix.PR_SET_NAME).As("PR_SET_NAME"), c.String("coracle"))
+	c.Syscall("name the guard", unix.SYS_PRCTL, Const(unix.PR_SET_NAME).As("PR_SET_NAME"), c.Str("coracle"))
 	c.Syscall("start a session", unix.SYS_SETSID)
 
 	// A signal that the importing program ignores stays ignored across execve unless it is reset.
@@ -104,7 +104,7 @@ func (c *compiler) setFileCount() {
 // thread hands over its children), or will be reparented and signalled again.
 func (c *compiler) dieWithParent() {
 	c.Syscall("die with the program", unix.SYS_PRCTL, Const(unix.PR_SET_PDEATHSIG).As("PR_SET_PDEATHSIG"), Const(uint64(unix.SIGKILL)).As("SIGKILL"))
-	c.send("see whether the program lives", c.String("A"), 1)
+	c.send("see whether the program lives", c.Str("A"), 1)
 }
 
 // send writes n bytes to the report socket.
@@ -133,7 +133,7 @@ func (c *compiler) supervise(pid, pidfd Slot, nested bool) {
 	c.FailTo(died)
 
 	// SCM_RIGHTS, unix(7): one byte of data and one descriptor.
-	iov := c.Words(c.String("P"), Const(1))
+	iov := c.Words(c.Str("P"), Const(1))
 	control := c.Words(Const(20), Const(unix.SOL_SOCKET|unix.SCM_RIGHTS<<32), Const(0))
 	message := c.Words(Const(0), Const(0), iov, Const(1), control, Const(24), Const(0)).As("{SCM_RIGHTS: pidfd}")
 	c.Store(4, control, Const(16), pidfd.Value())
@@ -163,7 +163,7 @@ func (c *compiler) awaitEnd(pidfd Arg) {
 	fds := c.Words(Const(pidfd.value|pollIn), Const(c.prog.report.value)).As("{pidfd: POLLIN, report: POLLHUP}")
 	c.Syscall("wait for the container or the program to end", unix.SYS_PPOLL, fds, Const(2), Const(0), Const(0), Const(8)).Ignore()
 	if c.opts.CgroupKill != nil {
-		c.Syscall("kill what is left in the cgroup", unix.SYS_WRITE, c.prog.kill, c.String("1"), Const(1)).Ignore()
+		c.Syscall("kill what is left in the cgroup", unix.SYS_WRITE, c.prog.kill, c.Str("1"), Const(1)).Ignore()
 	}
 	c.Syscall("kill the container's process", unix.SYS_PIDFD_SEND_SIGNAL, pidfd, Const(uint64(unix.SIGKILL)).As("SIGKILL"), Const(0), Const(0)).Ignore()
 }

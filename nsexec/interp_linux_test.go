@@ -40,7 +40,7 @@ func perform(t *testing.T, p *Plan, files ...*os.File) (int, string) {
 		t.Fatal(err)
 	}
 	if ws := cmd.ProcessState; !ws.Exited() {
-		t.Fatalf("the plan was ended by %v\n%s", ws, p.Listing())
+		t.Fatalf("the plan was ended by %v\n%s", ws, p.String())
 	}
 	return cmd.ProcessState.ExitCode(), out.String()
 }
@@ -77,7 +77,7 @@ func TestArithmetic(t *testing.T) {
 				test.do(p, s, a, b)
 				exitWith(p, s.Value())
 				if got, _ := perform(t, p); got != test.want {
-					t.Errorf("got %d, want %d\n%s", got, test.want, p.Listing())
+					t.Errorf("got %d, want %d\n%s", got, test.want, p.String())
 				}
 			})
 		}
@@ -101,10 +101,10 @@ func TestBranches(t *testing.T) {
 			for _, b := range values {
 				yes, end := p.NewLabel(), p.NewLabel()
 				p.Branch(Const(a), c, Const(b), yes)
-				p.Syscall("say no", unix.SYS_WRITE, Const(1), p.String("n"), Const(1))
+				p.Syscall("say no", unix.SYS_WRITE, Const(1), p.Str("n"), Const(1))
 				p.Jump(end)
 				p.Place(yes)
-				p.Syscall("say yes", unix.SYS_WRITE, Const(1), p.String("y"), Const(1))
+				p.Syscall("say yes", unix.SYS_WRITE, Const(1), p.Str("y"), Const(1))
 				p.Place(end)
 				if want[c](a, b) {
 					expected.WriteByte('y')
@@ -148,14 +148,14 @@ func TestZeroedAndWords(t *testing.T) {
 	fail := p.NewLabel()
 	p.Branch(s.Value(), NotEqual, Const(0), fail)
 	p.Store(1, zero, Const(199999), Const('Z'))
-	iov := p.Words(p.String("hello "), Const(6), zero.Plus(199999), Const(1), s.Addr(), Const(8))
-	p.Load(s, 8, p.String("in slot"), Const(0))
+	iov := p.Words(p.Str("hello "), Const(6), zero.Plus(199999), Const(1), s.Addr(), Const(8))
+	p.Load(s, 8, p.Str("in slot"), Const(0))
 	p.Syscall("write", unix.SYS_WRITEV, Const(1), iov, Const(3)).Into(n)
 	exitWith(p, n.Value())
 	p.Place(fail)
 	exitWith(p, Const(1))
 	if code, out := perform(t, p); code != 15 || out != "hello Zin slot\x00" {
-		t.Errorf("exit %d, output %q\n%s", code, out, p.Listing())
+		t.Errorf("exit %d, output %q\n%s", code, out, p.String())
 	}
 }
 
@@ -212,7 +212,7 @@ func TestErrors(t *testing.T) {
 			p.Place(l)
 		})
 		if code, _ := perform(t, p); code != 33 {
-			t.Errorf("exit %d\n%s", code, p.Listing())
+			t.Errorf("exit %d\n%s", code, p.String())
 		}
 	})
 	t.Run("else", func(t *testing.T) {
@@ -239,7 +239,7 @@ func TestErrors(t *testing.T) {
 	t.Run("largest error and smallest success", func(t *testing.T) {
 		// lseek returns what it is told, prctl cannot: -4095 is an error, -4096 would be an address.
 		p := &Plan{}
-		p.Syscall("fail", unix.SYS_OPENAT, Int(unix.AT_FDCWD), p.String("/does/not/exist"), Const(0)).Ignore()
+		p.Syscall("fail", unix.SYS_OPENAT, Int(unix.AT_FDCWD), p.Str("/does/not/exist"), Const(0)).Ignore()
 		p.Sub(slotResult, Const(0), slotResult.Value())
 		exitWith(p, slotResult.Value())
 		if code, _ := perform(t, p); code != int(unix.ENOENT) {
@@ -267,7 +267,7 @@ func TestSixArguments(t *testing.T) {
 
 func TestMisuse(t *testing.T) {
 	for name, build := range map[string]func(*Plan){
-		"NUL in a string":      func(p *Plan) { p.String("a\x00b") },
+		"NUL in a string":      func(p *Plan) { p.Str("a\x00b") },
 		"NUL in a vector":      func(p *Plan) { p.Vector([]string{"x", "\x00"}) },
 		"seven arguments":      func(p *Plan) { p.Syscall("x", 0, make([]Arg, 7)...) },
 		"label never placed":   func(p *Plan) { p.Jump(p.NewLabel()) },
@@ -297,7 +297,7 @@ func TestMisuse(t *testing.T) {
 			p := &Plan{}
 			build(p)
 			if _, err := p.ELF(); err == nil {
-				t.Errorf("no error\n%s", p.Listing())
+				t.Errorf("no error\n%s", p.String())
 			}
 		})
 	}
@@ -317,7 +317,7 @@ func TestInterpreterIsSmall(t *testing.T) {
 func BenchmarkELF(b *testing.B) {
 	p := &Plan{}
 	for i := range 200 {
-		p.Syscall("x", unix.SYS_MOUNT, p.String(fmt.Sprint("some string ", i)), Int(-1), Const(3))
+		p.Syscall("x", unix.SYS_MOUNT, p.Str(fmt.Sprint("some string ", i)), Int(-1), Const(3))
 	}
 	for b.Loop() {
 		if _, err := p.ELF(); err != nil {

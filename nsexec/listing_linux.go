@@ -10,7 +10,7 @@ import (
 
 // String lists the plan as strace would show its execution: one step a line, with the text of its label as a comment,
 // the places that steps branch to, and the names of slots and files in place of their numbers.
-func (p *Plan) Listing() string {
+func (p *Plan) String() string {
 	names := p.labelNames()
 	var b strings.Builder
 	for i := range p.steps {
@@ -200,6 +200,8 @@ func syscallName(nr uintptr) string {
 		return "ioctl"
 	case unix.SYS_IOPRIO_SET:
 		return "ioprio_set"
+	case unix.SYS_KEYCTL:
+		return "keyctl"
 	case unix.SYS_MKDIRAT:
 		return "mkdirat"
 	case unix.SYS_MKNODAT:

@@ -98,7 +98,7 @@ func (c *compiler) readonlyPaths() {
 func (c *compiler) openPath(label, p string, at Slot, absent Label) {
 	special, retry := c.NewLabel(), c.NewLabel()
 	if rel, ok := strings.CutPrefix(p, "/proc/"); ok && c.procOnProc && plainProc(rel) {
-		c.openat2(label, c.procFS.Value(), c.String(rel), unix.O_PATH, beneath).Into(at).Else(special)
+		c.openat2(label, c.procFS.Value(), c.Str(rel), unix.O_PATH, beneath).Into(at).Else(special)
 		c.later(func() {
 			c.Place(special)
 			c.Branch(at.Value(), Equal, Errno(unix.ENOENT), absent)
@@ -107,7 +107,7 @@ func (c *compiler) openPath(label, p string, at Slot, absent Label) {
 		return
 	}
 	c.Place(retry)
-	c.openat2(label, c.root.Value(), c.String(p), unix.O_PATH, inRoot).Into(at).Else(special)
+	c.openat2(label, c.root.Value(), c.Str(p), unix.O_PATH, inRoot).Into(at).Else(special)
 	c.later(func() {
 		c.Place(special)
 		c.Branch(at.Value(), Equal, Errno(unix.ENOENT), absent)
@@ -132,7 +132,7 @@ func (c *compiler) nullDevice() Slot {
 	null, st := c.NewSlot("null"), c.Zeroed(sizeofStatx)
 	const label = "open the container's /dev/null"
 	if c.haveDev {
-		c.openat2(label, c.dev.Value(), c.String("null"), unix.O_PATH|unix.O_NOFOLLOW, beneath).Into(null)
+		c.openat2(label, c.dev.Value(), c.Str("null"), unix.O_PATH|unix.O_NOFOLLOW, beneath).Into(null)
 	} else {
 		c.resolve(label, "/dev/null", 0, inRoot, null, nil)
 	}

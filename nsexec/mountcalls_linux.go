@@ -8,18 +8,18 @@ import (
 
 // newFS opens a filesystem that is to be made.
 func (c *compiler) newFS(label, kind string, fs Slot) {
-	c.Syscall(label, unix.SYS_FSOPEN, c.String(kind), Const(unix.FSOPEN_CLOEXEC).As("FSOPEN_CLOEXEC")).Into(fs)
+	c.Syscall(label, unix.SYS_FSOPEN, c.Str(kind), Const(unix.FSOPEN_CLOEXEC).As("FSOPEN_CLOEXEC")).Into(fs)
 }
 
 // fsconfig sets an option, "key=value" or a flag, of a filesystem that is being made.
 func (c *compiler) fsconfig(label string, fs Slot, option string) {
 	key, value, ok := strings.Cut(option, "=")
 	if !ok {
-		c.Syscall(label+" with "+option, unix.SYS_FSCONFIG, fs.Value(), Const(unix.FSCONFIG_SET_FLAG).As("FSCONFIG_SET_FLAG"), c.String(key))
+		c.Syscall(label+" with "+option, unix.SYS_FSCONFIG, fs.Value(), Const(unix.FSCONFIG_SET_FLAG).As("FSCONFIG_SET_FLAG"), c.Str(key))
 		return
 	}
 	c.Syscall(label+" with "+option, unix.SYS_FSCONFIG, fs.Value(), Const(unix.FSCONFIG_SET_STRING).As("FSCONFIG_SET_STRING"),
-		c.String(key), c.String(value), Const(0))
+		c.Str(key), c.Str(value), Const(0))
 }
 
 // createFS makes the filesystem and a detached mount of it.
@@ -32,7 +32,7 @@ func (c *compiler) createFS(label string, fs, mnt Slot, attributes uint64) {
 
 // moveMount attaches a detached mount at an open place.
 func (c *compiler) moveMount(label string, mount, at Arg) StepRef {
-	return c.Syscall(label, unix.SYS_MOVE_MOUNT, mount, c.String(""), at, c.String(""),
+	return c.Syscall(label, unix.SYS_MOVE_MOUNT, mount, c.Str(""), at, c.Str(""),
 		Const(unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH).As("F_EMPTY_PATH|T_EMPTY_PATH"))
 }
 
@@ -49,7 +49,7 @@ func (c *compiler) openTree(label string, dir Arg, path string, recursive bool) 
 	if recursive {
 		flags, text = flags|unix.AT_RECURSIVE, text+"|AT_RECURSIVE"
 	}
-	return c.Syscall(label, unix.SYS_OPEN_TREE, dir, c.String(path), Const(flags).As(text))
+	return c.Syscall(label, unix.SYS_OPEN_TREE, dir, c.Str(path), Const(flags).As(text))
 }
 
 // setAttributes changes attributes and propagation of an open mount.
@@ -66,7 +66,7 @@ func (c *compiler) setAttributes(label string, mount Arg, set, clear, propagatio
 		text += ", propagation: " + flagText(propagation, mountFlagNames)
 	}
 	attr := c.Words(Const(set), Const(clear), Const(propagation), Const(0)).As(text + "}")
-	return c.Syscall(label, unix.SYS_MOUNT_SETATTR, mount, c.String(""), flags, attr, Const(unix.MOUNT_ATTR_SIZE_VER0))
+	return c.Syscall(label, unix.SYS_MOUNT_SETATTR, mount, c.Str(""), flags, attr, Const(unix.MOUNT_ATTR_SIZE_VER0))
 }
 
 // mountCall emits mount(2).
@@ -75,9 +75,9 @@ func (c *compiler) mountCall(label, source, target, kind string, flags uint64, d
 		if s == "" {
 			return Const(0).As("NULL")
 		}
-		return c.String(s)
+		return c.Str(s)
 	}
-	return c.Syscall(label, unix.SYS_MOUNT, str(source), c.String(target), str(kind),
+	return c.Syscall(label, unix.SYS_MOUNT, str(source), c.Str(target), str(kind),
 		Const(flags).As(flagText(flags, mountFlagNames)), str(data))
 }
 

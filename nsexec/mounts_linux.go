@@ -62,7 +62,7 @@ func (c *compiler) mountPlain(m *mount) {
 			c.fchdir("go to /dev", c.dev)
 		}
 		name := path.Base(m.dest)
-		c.Syscall("make the mount point "+m.dest, unix.SYS_MKDIRAT, c.dev.Value(), c.String(name), Const(0o755).As("0755"))
+		c.Syscall("make the mount point "+m.dest, unix.SYS_MKDIRAT, c.dev.Value(), c.Str(name), Const(0o755).As("0755"))
 		c.mountCall(label, source, name, m.kind, flags, data)
 		return
 	}
@@ -234,7 +234,7 @@ func (c *compiler) copyUp(m *mount, tmpfs, at Slot) {
 	c.cloneMount(label, at.Value(), lower, false)
 	c.moveMount("mount tmpfs on "+m.dest, tmpfs.Value(), at.Value())
 	for _, name := range []string{"lower", "upper", "work"} {
-		c.Syscall(label, unix.SYS_MKDIRAT, tmpfs.Value(), c.String(name), Const(0o755).As("0755"))
+		c.Syscall(label, unix.SYS_MKDIRAT, tmpfs.Value(), c.Str(name), Const(0o755).As("0755"))
 	}
 	// The upper layer gives the directory its owner and mode: those that it had, unless the options say otherwise.
 	own := func(option string, base int, offset uint64, mask uint64) Arg {
@@ -252,10 +252,10 @@ func (c *compiler) copyUp(m *mount, tmpfs, at Slot) {
 		c.And(slot, slot.Value(), Const(mask))
 		return slot.Value()
 	}
-	c.Syscall(label, unix.SYS_FCHOWNAT, tmpfs.Value(), c.String("upper"),
+	c.Syscall(label, unix.SYS_FCHOWNAT, tmpfs.Value(), c.Str("upper"),
 		own("uid", 10, statxUID, 1<<32-1), own("gid", 10, statxGID, 1<<32-1), Const(0))
-	c.Syscall(label, unix.SYS_FCHMODAT, tmpfs.Value(), c.String("upper"), own("mode", 8, statxMode, 0o7777))
-	c.Syscall(label, unix.SYS_MOVE_MOUNT, lower.Value(), c.String(""), tmpfs.Value(), c.String("lower"),
+	c.Syscall(label, unix.SYS_FCHMODAT, tmpfs.Value(), c.Str("upper"), own("mode", 8, statxMode, 0o7777))
+	c.Syscall(label, unix.SYS_MOVE_MOUNT, lower.Value(), c.Str(""), tmpfs.Value(), c.Str("lower"),
 		Const(unix.MOVE_MOUNT_F_EMPTY_PATH).As("F_EMPTY_PATH"))
 	c.fchdir("go to "+m.dest, tmpfs)
 	data := "lowerdir=lower,upperdir=upper,workdir=work,index=off,metacopy=off"

@@ -175,9 +175,9 @@ func (c *compiler) joinBeforeClone() {
 				}
 			}
 			fd := c.NewSlot("offsets")
-			c.Syscall("open the offsets of the time namespace", unix.SYS_OPENAT, Int(unix.AT_FDCWD), c.String("/proc/self/timens_offsets"),
+			c.Syscall("open the offsets of the time namespace", unix.SYS_OPENAT, Int(unix.AT_FDCWD), c.Str("/proc/self/timens_offsets"),
 				Const(unix.O_WRONLY|unix.O_CLOEXEC).As("O_WRONLY|O_CLOEXEC"), Const(0)).Into(fd)
-			c.Syscall("set the offsets of the time namespace", unix.SYS_WRITE, fd.Value(), c.String(b.String()), Int(b.Len()))
+			c.Syscall("set the offsets of the time namespace", unix.SYS_WRITE, fd.Value(), c.Str(b.String()), Int(b.Len()))
 			c.Syscall("close the offsets", unix.SYS_CLOSE, fd.Value())
 		}
 	}

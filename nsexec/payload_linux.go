@@ -47,7 +47,7 @@ func (c *compiler) enterCgroups() {
 		if f == nil {
 			continue
 		}
-		c.Syscall("enter the cgroup of "+f.Name(), unix.SYS_WRITE, c.file(f.Name(), f), c.String("0"), Const(1))
+		c.Syscall("enter the cgroup of "+f.Name(), unix.SYS_WRITE, c.file(f.Name(), f), c.Str("0"), Const(1))
 	}
 	if c.namespaces.fresh&unix.CLONE_NEWCGROUP != 0 {
 		c.Syscall("create a cgroup namespace", unix.SYS_UNSHARE, Const(unix.CLONE_NEWCGROUP).As("CLONE_NEWCGROUP"))
@@ -84,10 +84,10 @@ func (c *compiler) leaveKeyring() {
 
 func (c *compiler) nameHost() {
 	if h := c.spec.Hostname; h != "" {
-		c.Syscall("set the hostname to "+h, unix.SYS_SETHOSTNAME, c.String(h), Int(len(h)))
+		c.Syscall("set the hostname to "+h, unix.SYS_SETHOSTNAME, c.Str(h), Int(len(h)))
 	}
 	if d := c.spec.Domainname; d != "" {
-		c.Syscall("set the domainname to "+d, unix.SYS_SETDOMAINNAME, c.String(d), Int(len(d)))
+		c.Syscall("set the domainname to "+d, unix.SYS_SETDOMAINNAME, c.Str(d), Int(len(d)))
 	}
 }
 
@@ -140,8 +140,8 @@ func (c *compiler) writeProc(label, file, value string) {
 	if strings.HasPrefix(file, "self/") {
 		resolve &^= unix.RESOLVE_NO_SYMLINKS // /proc/self is one
 	}
-	c.openat2(label, c.procFS.Value(), c.String(file), unix.O_WRONLY, resolve).Into(fd)
-	c.Syscall(label, unix.SYS_WRITE, fd.Value(), c.String(value), Int(len(value)))
+	c.openat2(label, c.procFS.Value(), c.Str(file), unix.O_WRONLY, resolve).Into(fd)
+	c.Syscall(label, unix.SYS_WRITE, fd.Value(), c.Str(value), Int(len(value)))
 }
 
 // namespacedSysctl knows the settings that belong to the ipc namespace.

@@ -293,9 +293,9 @@ func (p *Plan) Files() []string { return append([]string(nil), p.files...) }
 // firstFile is the descriptor of the first inherited file.
 const firstFile = 3
 
-// String returns the address of the string, ended by a NUL byte. Equal strings share their memory, which steps must
+// Str returns the address of the string, ended by a NUL byte. Equal strings share their memory, which steps must
 // not change.
-func (p *Plan) String(s string) Arg {
+func (p *Plan) Str(s string) Arg {
 	if a, ok := p.strings[s]; ok {
 		return a
 	}
@@ -361,7 +361,7 @@ func (p *Plan) setWord(at Arg, offset int, w Arg) {
 func (p *Plan) Vector(list []string) Arg {
 	words := make([]Arg, 0, len(list)+1)
 	for _, s := range list {
-		words = append(words, p.String(s))
+		words = append(words, p.Str(s))
 	}
 	a := p.Words(append(words, Const(0))...)
 	p.vectors = append(p.vectors, vector{a.value, list})

@@ -224,7 +224,7 @@ func (c *compiler) enterDirectory(cwd string, denied func(fd Slot)) {
 	label := "enter the working directory " + cwd
 	special, retry, done := c.NewLabel(), c.NewLabel(), c.NewLabel()
 	c.Place(retry)
-	c.openat2(label, Int(unix.AT_FDCWD), c.String(cwd), unix.O_PATH|unix.O_DIRECTORY, unix.RESOLVE_NO_MAGICLINKS).Into(fd).Else(special)
+	c.openat2(label, Int(unix.AT_FDCWD), c.Str(cwd), unix.O_PATH|unix.O_DIRECTORY, unix.RESOLVE_NO_MAGICLINKS).Into(fd).Else(special)
 	chdir := c.Syscall(label, unix.SYS_FCHDIR, fd.Value())
 	var refused Label
 	if denied != nil {
@@ -287,7 +287,7 @@ func (c *compiler) execute() {
 	name := p.Args[0]
 	label := execLabel + name
 	if strings.IndexByte(name, '/') >= 0 {
-		c.Syscall(label, unix.SYS_EXECVE, c.String(name), argv, env)
+		c.Syscall(label, unix.SYS_EXECVE, c.Str(name), argv, env)
 		c.Jump(c.failTarget())
 		return
 	}
@@ -298,7 +298,7 @@ func (c *compiler) execute() {
 		if i == maxCandidates {
 			break
 		}
-		c.Syscall(label, unix.SYS_EXECVE, c.String(candidate), argv, env).Into(result).Else(found)
+		c.Syscall(label, unix.SYS_EXECVE, c.Str(candidate), argv, env).Into(result).Else(found)
 		c.Place(found)
 		for _, e := range []unix.Errno{unix.ENOENT, unix.ENOTDIR, unix.ESTALE, unix.ENODEV, unix.ETIMEDOUT} {
 			c.Branch(result.Value(), Equal, Errno(e), next)

@@ -50,7 +50,7 @@ func (c *compiler) openat2(label string, dir, path Arg, flags, resolve uint64) S
 func (c *compiler) resolve(label, p string, flags, resolve uint64, fd Slot, absent func()) {
 	retry, back, special := c.NewLabel(), c.NewLabel(), c.NewLabel()
 	c.Place(retry)
-	c.openat2(label, c.root.Value(), c.String(p), unix.O_PATH|flags, resolve).Into(fd).Else(special)
+	c.openat2(label, c.root.Value(), c.Str(p), unix.O_PATH|flags, resolve).Into(fd).Else(special)
 	c.Place(back)
 	c.later(func() {
 		c.Place(special)
@@ -96,7 +96,7 @@ func (c *compiler) target(dest string, kind mountPoint, source Slot, flags, reso
 	c.resolve("open the mount point "+dest, dest, flags, resolve, fd, func() {
 		dir, made := c.parents(dest), c.NewLabel()
 		label := "make the mount point " + dest
-		base := c.String(path.Base(dest))
+		base := c.Str(path.Base(dest))
 		makeDir := func() {
 			c.Syscall(label, unix.SYS_MKDIRAT, dir.Value(), base, Const(0o755).As("0755"))
 		}
@@ -135,7 +135,7 @@ func (c *compiler) parents(dest string) Slot {
 		}
 		there, missing, exists, retry := c.NewLabel(), c.NewLabel(), c.NewLabel(), c.NewLabel()
 		c.Place(retry)
-		c.openat2(label, c.root.Value(), c.String(dest[:i]), unix.O_PATH|unix.O_DIRECTORY, inRoot).Into(next).Else(missing)
+		c.openat2(label, c.root.Value(), c.Str(dest[:i]), unix.O_PATH|unix.O_DIRECTORY, inRoot).Into(next).Else(missing)
 		c.Add(dir, next.Value(), Const(0))
 		c.Jump(there)
 		c.Place(missing)
@@ -143,7 +143,7 @@ func (c *compiler) parents(dest string) Slot {
 		c.Branch(next.Value(), Equal, Errno(unix.ENOENT), makeIt)
 		c.retry(next, retry)
 		c.Place(makeIt)
-		base := c.String(path.Base(dest[:i]))
+		base := c.Str(path.Base(dest[:i]))
 		c.Syscall(label, unix.SYS_MKDIRAT, dir.Value(), base, Const(0o755).As("0755")).Into(next).Else(exists)
 		c.Place(exists)
 		ok := c.NewLabel()
@@ -178,5 +178,5 @@ const (
 )
 
 func (c *compiler) statx(label string, fd Arg, mask uint64, st Arg) {
-	c.Syscall(label, unix.SYS_STATX, fd, c.String(""), Const(unix.AT_EMPTY_PATH).As("AT_EMPTY_PATH"), Const(mask), st)
+	c.Syscall(label, unix.SYS_STATX, fd, c.Str(""), Const(unix.AT_EMPTY_PATH).As("AT_EMPTY_PATH"), Const(mask), st)
 }

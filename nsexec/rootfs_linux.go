@@ -88,7 +88,7 @@ func (c *compiler) attachRoot() {
 		c.setAttributes("keep mounts in the root from the host", c.root.Value(), 0, 0, unix.MS_PRIVATE, true)
 	}
 	// On top of the root directory: no mount point anywhere is needed.
-	c.Syscall("attach the root", unix.SYS_MOVE_MOUNT, c.root.Value(), c.String(""), Int(unix.AT_FDCWD), c.String("/"),
+	c.Syscall("attach the root", unix.SYS_MOVE_MOUNT, c.root.Value(), c.Str(""), Int(unix.AT_FDCWD), c.Str("/"),
 		Const(unix.MOVE_MOUNT_F_EMPTY_PATH).As("F_EMPTY_PATH"))
 }
 
@@ -102,10 +102,10 @@ func (c *compiler) enterRoot() {
 	}
 	shared, old := c.hostPropagation() == unix.MS_SHARED, c.NewSlot("host")
 	if shared {
-		c.Syscall("open the host's root", unix.SYS_OPENAT, Int(unix.AT_FDCWD), c.String("/"),
+		c.Syscall("open the host's root", unix.SYS_OPENAT, Int(unix.AT_FDCWD), c.Str("/"),
 			Const(unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC).As("O_PATH|O_DIRECTORY|O_CLOEXEC"), Const(0)).Into(old)
 	}
-	dot, ramdisk, entered := c.String("."), c.NewLabel(), c.NewLabel()
+	dot, ramdisk, entered := c.Str("."), c.NewLabel(), c.NewLabel()
 	c.fchdir("go to the root", c.root)
 	c.Syscall("make it the root", unix.SYS_PIVOT_ROOT, dot, dot).Else(ramdisk)
 	if shared {
@@ -114,7 +114,7 @@ func (c *compiler) enterRoot() {
 		c.mountCall("separate mounts from the host's", "", ".", "", unix.MS_REC|unix.MS_SLAVE, "")
 	}
 	c.Syscall("detach the host's mounts", unix.SYS_UMOUNT2, dot, Const(unix.MNT_DETACH).As("MNT_DETACH"))
-	c.Syscall("go to the new root", unix.SYS_CHDIR, c.String("/"))
+	c.Syscall("go to the new root", unix.SYS_CHDIR, c.Str("/"))
 	c.Place(entered)
 	c.checkAlone()
 	c.later(func() {
@@ -125,13 +125,13 @@ func (c *compiler) enterRoot() {
 		c.Place(ramdisk)
 		c.Branch(slotResult.Value(), NotEqual, Errno(unix.EINVAL), c.failTarget())
 		st, attributes, chrooted := c.Zeroed(sizeofStatx), c.temp("attributes"), c.NewLabel()
-		c.Syscall("see whether the host's root is a mount", unix.SYS_STATX, Int(unix.AT_FDCWD), c.String("/"), Const(0),
+		c.Syscall("see whether the host's root is a mount", unix.SYS_STATX, Int(unix.AT_FDCWD), c.Str("/"), Const(0),
 			Const(unix.STATX_TYPE).As("STATX_TYPE"), st)
 		c.Load(attributes, 8, st, Const(statxAttributes))
 		c.And(attributes, attributes.Value(), Const(unix.STATX_ATTR_MOUNT_ROOT).As("STATX_ATTR_MOUNT_ROOT"))
 		c.Branch(attributes.Value(), Equal, Const(0), chrooted)
 		c.Syscall("enter the root on an initial ramdisk", unix.SYS_CHROOT, dot)
-		c.Syscall("go to the new root", unix.SYS_CHDIR, c.String("/"))
+		c.Syscall("go to the new root", unix.SYS_CHDIR, c.Str("/"))
 		c.Jump(entered)
 		c.Place(chrooted)
 		c.refuse("the importing program runs in a chroot, out of which a container would find its way: its root must be a mount")
@@ -152,7 +152,7 @@ func (c *compiler) checkAlone() {
 	for i, p := range []string{"/", "/.."} {
 		st := c.Zeroed(sizeofStatx)
 		id[i] = c.NewSlot(names[i])
-		c.Syscall("see what is mounted on "+p, unix.SYS_STATX, Int(unix.AT_FDCWD), c.String(p), Const(0), Const(unix.STATX_MNT_ID).As("STATX_MNT_ID"), st)
+		c.Syscall("see what is mounted on "+p, unix.SYS_STATX, Int(unix.AT_FDCWD), c.Str(p), Const(0), Const(unix.STATX_MNT_ID).As("STATX_MNT_ID"), st)
 		c.Load(id[i], 8, st, Const(statxMountID))
 	}
 	crowded := c.NewLabel()
