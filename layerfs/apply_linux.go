@@ -568,14 +568,9 @@ func (a *applier) specialAttributes(pfd int, name string, e *tarEntry) error {
 	return unix.UtimesNanoAt(pfd, name, []unix.Timespec{ts, ts}, unix.AT_SYMLINK_NOFOLLOW)
 }
 
-// setXattr sets an extended attribute, unless a layer has no business with it: overlay's own would make holes into the
-// layers below, and labels of security modules belong to the host.
+// setXattr sets an extended attribute, unless a layer has no business with it.
 func (a *applier) setXattr(x tarXattr, set func(string, []byte) error) error {
-	if strings.HasPrefix(x.name, "trusted.overlay.") || strings.HasPrefix(x.name, "user.overlay.") {
-		return nil
-	}
-	switch x.name {
-	case "security.selinux", "security.evm", "security.SMACK64":
+	if !xattrBelongs(x.name) {
 		return nil
 	}
 	err := set(x.name, []byte(x.value))

@@ -48,6 +48,9 @@ func (copyDriver) Prepare(ctx context.Context, s *SnapshotDir) error {
 		if err == nil || os.Geteuid() != 0 {
 			err = unix.Fchmodat(s.Dir, "root", s.Root.Mode&0o7777, 0)
 		}
+		if err == nil {
+			err = s.Root.finish(s.Dir, "root")
+		}
 	})
 	return err
 }

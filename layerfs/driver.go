@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"time"
 )
 
 // Driver makes the root filesystem of a snapshot out of unpacked layers and a private directory. A driver keeps no
@@ -35,7 +36,7 @@ type SnapshotDir struct {
 	Path string
 	// LayerPaths are the absolute paths of the layers' directories, lowest first; nil for Remove. They are read-only.
 	LayerPaths []string
-	// Root holds the mode and owner that the root directory has in the layers.
+	// Root holds the attributes that the root directory has in the layers.
 	Root RootAttr
 	// UserXattrs is the store's flavour of overlay attributes, see [StoreOptions].
 	UserXattrs bool
@@ -43,13 +44,18 @@ type SnapshotDir struct {
 	Volatile bool
 }
 
-// RootAttr are the attributes of the root directory of an image.
+// RootAttr are the attributes of the root directory of an image: those of the topmost layer that has an entry for it.
 type RootAttr struct {
 	// Mode is the permission bits, with setuid, setgid and sticky as in stat(2).
 	Mode uint32 `json:"mode"`
 	// UID and GID are its owner.
 	UID uint32 `json:"uid"`
 	GID uint32 `json:"gid"`
+	// ModTime is its modification time. Zero: no layer has an entry for the root, or a time that makes no sense, and
+	// the root is as old as the snapshot.
+	ModTime time.Time `json:"modTime,omitzero"`
+	// Xattrs are its extended attributes by full name, ACLs as the kernel has them; often nil.
+	Xattrs map[string][]byte `json:"xattrs,omitempty"`
 }
 
 // DriverConfig is what a driver gets when a store is opened.

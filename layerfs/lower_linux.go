@@ -120,7 +120,7 @@ func listXattrs(fd int) ([]tarXattr, error) {
 	var xs []tarXattr
 	for name := range bytes.SplitSeq(bytes.TrimSuffix(names[:n], []byte{0}), []byte{0}) {
 		k := string(name)
-		if strings.HasPrefix(k, "trusted.overlay.") || strings.HasPrefix(k, "user.overlay.") || k == "security.selinux" {
+		if !xattrBelongs(k) {
 			continue
 		}
 		size, err := unix.Fgetxattr(fd, k, nil)

@@ -71,6 +71,9 @@ func (d *overlayDriver) Prepare(_ context.Context, s *SnapshotDir) error {
 	if err := unix.Fchmodat(s.Dir, "upper", s.Root.Mode&0o7777, 0); err != nil {
 		return fmt.Errorf("chmod upper: %w", err)
 	}
+	if err := s.Root.finish(s.Dir, "upper"); err != nil {
+		return err
+	}
 	if err := unix.Mkdirat(s.Dir, "work", 0o700); err != nil {
 		return fmt.Errorf("mkdir work: %w", err)
 	}

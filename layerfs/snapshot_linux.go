@@ -69,7 +69,7 @@ func (s *Store) stackFor(layers []Layer) (*stack, error) {
 	if err == nil || !errors.Is(err, fs.ErrNotExist) {
 		return st, err
 	}
-	st = &stack{Version: formatVersion, Root: RootAttr{Mode: 0o755}}
+	st = &stack{Version: formatVersion, Root: RootAttr{Mode: 0o755}} // where no layer says anything
 	// The topmost of two equal layers counts: what the lower one has it has too. Overlay refuses a directory twice.
 	seen := make(map[string]bool)
 	for i := len(layers) - 1; i >= 0; i-- {
@@ -82,13 +82,14 @@ func (s *Store) stackFor(layers []Layer) (*stack, error) {
 			st.Keys = append([]string{key}, st.Keys...)
 		}
 	}
-	for _, key := range st.Keys {
-		rec, err := s.readLayer(key)
+	for i := len(st.Keys) - 1; i >= 0; i-- {
+		rec, err := s.readLayer(st.Keys[i])
 		if err != nil {
 			return nil, err
 		}
 		if rec.Root != nil {
 			st.Root = *rec.Root
+			break
 		}
 	}
 	data, err := json.Marshal(st)

@@ -439,7 +439,7 @@ func (u *unpacking) commit(t *tempDir, a *applier, stored bool) (Layer, error) {
 		}
 	}
 	if a.tree.explicit {
-		rec.Root = &RootAttr{Mode: a.tree.mode, UID: a.tree.uid, GID: a.tree.gid}
+		rec.Root = a.tree.rootAttr()
 	}
 	data, err := json.Marshal(rec)
 	if err != nil {
