@@ -195,6 +195,9 @@ func TestManyRuns(t *testing.T) {
 		t.Fatal(err)
 	}
 	spec := benchSpec(coracle.NetworkNone)
+	if err := life(t.Context(), eng, spec); err != nil { // what an engine opens once and keeps
+		t.Fatal(err)
+	}
 	before := testutil.Resources()
 	for range sequential {
 		if err := life(t.Context(), eng, spec); err != nil {

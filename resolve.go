@@ -178,15 +178,15 @@ func (s *ContainerSpec) validate() error {
 
 func (m *Mount) validate() error {
 	if !path.IsAbs(m.Target) || path.Clean(m.Target) == "/" {
-		return fmt.Errorf("Target %q is not an absolute path below the root", m.Target)
+		return fmt.Errorf("the Target %q is not an absolute path below the root", m.Target)
 	}
 	switch m.Type {
 	case "", MountBind:
 		if !path.IsAbs(m.Source) {
-			return fmt.Errorf("Source %q is not absolute", m.Source)
+			return fmt.Errorf("the Source %q is not absolute", m.Source)
 		}
 		if p := m.Propagation; p != "" && !slices.Contains([]string{"private", "rprivate", "slave", "rslave", "shared", "rshared"}, p) {
-			return fmt.Errorf("Propagation %q is unknown", p)
+			return fmt.Errorf("the Propagation %q is unknown", p)
 		}
 		if m.TmpfsSize != 0 || m.TmpfsMode != 0 {
 			return fmt.Errorf("a bind mount has no TmpfsSize and no TmpfsMode")
@@ -199,7 +199,7 @@ func (m *Mount) validate() error {
 			return fmt.Errorf("TmpfsSize %d or TmpfsMode %o is out of range", m.TmpfsSize, m.TmpfsMode)
 		}
 	default:
-		return fmt.Errorf("Type %q is unknown", m.Type)
+		return fmt.Errorf("the Type %q is unknown", m.Type)
 	}
 	return nil
 }

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -205,6 +206,9 @@ func (p *process) line(t testing.TB) string {
 	return p.out.Text()
 }
 
+// spun counts the turns of a child that spins.
+var spun atomic.Uint64
+
 // child is what the test binary does in a group.
 func child(role string) int {
 	args := strings.Fields(role)
@@ -214,7 +218,8 @@ func child(role string) int {
 		_, _ = io.Copy(io.Discard, os.Stdin)
 	case "spin":
 		fmt.Println("ready")
-		for {
+		for n := uint64(0); ; n++ { // the kernel throttles or freezes it, and then the test kills it
+			spun.Store(n)
 		}
 	case "hog": // memory without end
 		var all [][]byte

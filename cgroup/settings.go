@@ -28,12 +28,6 @@ type setting struct {
 	impossible string
 }
 
-// empty reports whether r asks for nothing.
-func empty(r *specs.LinuxResources) bool {
-	return r == nil || len(r.Devices) == 0 && len(r.HugepageLimits) == 0 && len(r.Rdma) == 0 && len(r.Unified) == 0 &&
-		len(settingsV1(r, true)) == 0
-}
-
 func itoa[T int64 | uint64 | uint32 | uint16 | int](n T) string {
 	if n < 0 {
 		return strconv.FormatInt(int64(n), 10)

@@ -21,7 +21,6 @@ type joinedNamespace struct {
 	flag uint64
 	path string
 	file *os.File
-	fd   Arg
 }
 
 // namespaceFlag is the flag of clone3 and setns for a type of namespace, or 0.

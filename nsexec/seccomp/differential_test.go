@@ -1,7 +1,6 @@
 package seccomp
 
 import (
-	"fmt"
 	"runtime"
 	"slices"
 	"testing"
@@ -257,7 +256,7 @@ func TestDepth(t *testing.T) {
 	if n := len(p.Instructions); n > 250 {
 		t.Fatalf("%d instructions", n)
 	}
-	t.Log(fmt.Sprintf("%d instructions, worst %d, mean %.1f", len(p.Instructions), worst, float64(total)/460))
+	t.Logf("%d instructions, worst %d, mean %.1f", len(p.Instructions), worst, float64(total)/460)
 }
 
 func defaultProfile(t testing.TB, caps []string, goarch string) *specs.LinuxSeccomp {
