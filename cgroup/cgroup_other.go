@@ -86,3 +86,9 @@ func (g *Group) OOMKills() (uint64, error) { return 0, errors.ErrUnsupported }
 
 // Remove does nothing.
 func (g *Group) Remove(context.Context) error { return nil }
+
+// empty reports whether r asks for nothing.
+func empty(r *specs.LinuxResources) bool {
+	return r == nil || len(r.Devices) == 0 && len(r.HugepageLimits) == 0 && len(r.Rdma) == 0 && len(r.Unified) == 0 &&
+		len(settingsV1(r, true)) == 0
+}
