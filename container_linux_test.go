@@ -339,6 +339,11 @@ func TestStreams(t *testing.T) {
 			t.Errorf("got %v", err)
 		}
 	})
+	t.Run("opened again by another user", func(t *testing.T) {
+		if out := output(t, eng, coracle.ContainerSpec{User: "alice"}, "write", "/dev/stdout", "again"); out != "again" {
+			t.Errorf("output %q", out)
+		}
+	})
 	t.Run("much output", func(t *testing.T) {
 		const n = 10 << 20
 		if out := output(t, eng, coracle.ContainerSpec{}, "flood", fmt.Sprint(n)); len(out) != n || strings.Trim(out, "abcdefghijklmnopqrstuvwxyz") != "" {

@@ -171,7 +171,10 @@ func (c *Container) launch(ctx context.Context, st *containerState) (_ *run, err
 	if err != nil {
 		return nil, err
 	}
-	proc, err := e.launcher.Start(ctx, prog, &streams.stdio)
+	var proc *nsexec.Process
+	if err = streams.own(spec.Process.User.UID, spec.Process.User.GID); err == nil {
+		proc, err = e.launcher.Start(ctx, prog, &streams.stdio)
+	}
 	if err != nil {
 		streams.abandon()
 		return nil, explainStart(err, group.group)

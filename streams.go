@@ -97,6 +97,20 @@ func (s *streams) writer(w io.Writer) (*os.File, error) {
 	return theirs, nil
 }
 
+// own gives the process's ends of our pipes to the user that it runs as, so that it may open /dev/stdout and the like
+// again. Files of the spec belong to whoever opened them.
+func (s *streams) own(uid, gid uint32) error {
+	if uid == 0 && gid == 0 {
+		return nil
+	}
+	for _, f := range s.theirs {
+		if err := f.Chown(int(uid), int(gid)); err != nil {
+			return fmt.Errorf("give a stream to the container's user: %w", err)
+		}
+	}
+	return nil
+}
+
 // begin starts copying: the process has its ends now.
 func (s *streams) begin() {
 	for _, f := range s.theirs {
