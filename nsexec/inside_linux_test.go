@@ -5,6 +5,7 @@ import (
 	"context"
 	"debug/elf"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"io"
 	"io/fs"
@@ -32,6 +33,11 @@ const insidePath = "/bin/inside"
 func TestMain(m *testing.M) {
 	if filepath.Base(os.Args[0]) == filepath.Base(insidePath) {
 		os.Exit(inside(os.Args[1:]))
+	}
+	flag.Parse()
+	if skip := flag.Lookup("test.skip"); os.Geteuid() != 0 && skip != nil && skip.Value.String() == "" {
+		fmt.Println("examples that start processes are skipped: they need root")
+		flag.Set("test.skip", "^Example(|Launcher|Process|StepError|Stdio)$")
 	}
 	before := hostState()
 	code := m.Run()

@@ -4,8 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
 	"sync"
 	"syscall"
@@ -27,7 +29,8 @@ type Launcher struct {
 	mu     sync.Mutex
 	forks  chan fork
 	closed bool
-	live   sync.WaitGroup // processes whose guard is not reaped yet
+	live   sync.WaitGroup // starts under way and processes whose guard is not reaped yet
+	procs  map[*Process]struct{}
 }
 
 type fork struct {
@@ -67,13 +70,38 @@ func (l *Launcher) Close() error {
 		return nil
 	}
 	l.closed = true
-	forks := l.forks
+	forks, procs := l.forks, slices.Collect(maps.Keys(l.procs))
 	l.mu.Unlock()
+	for _, p := range procs {
+		p.Kill() // the thread must outlive the guards: they bring the exit status
+	}
+	l.live.Wait()
 	if forks != nil {
 		close(forks)
 	}
-	l.live.Wait()
 	return nil
+}
+
+// add makes the launcher answer for a started process, unless it was closed meanwhile.
+func (l *Launcher) add(p *Process) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return ErrClosed
+	}
+	if l.procs == nil {
+		l.procs = make(map[*Process]struct{})
+	}
+	l.procs[p] = struct{}{}
+	return nil
+}
+
+// remove forgets a process whose guard is reaped.
+func (l *Launcher) remove(p *Process) {
+	l.mu.Lock()
+	delete(l.procs, p)
+	l.mu.Unlock()
+	l.live.Done()
 }
 
 // fork executes the image as the guard of a new process. The files become descriptors 0, 1, 2 and on.
@@ -100,10 +128,7 @@ func (l *Launcher) fork(image []byte, files []*os.File, newPIDNamespace bool) (p
 		sys.Cloneflags = unix.CLONE_NEWPID
 	}
 	f := fork{exe, &syscall.ProcAttr{Dir: "/", Env: []string{}, Files: fds, Sys: sys}, make(chan error, 1)}
-	if !trySend(forks, f) {
-		l.live.Done()
-		return -1, ErrClosed
-	}
+	forks <- f // Close waits for us before it closes the channel
 	err = <-f.done
 	runtime.KeepAlive(files)
 	if err != nil {
@@ -111,17 +136,6 @@ func (l *Launcher) fork(image []byte, files []*os.File, newPIDNamespace bool) (p
 		return -1, forkError(err, newPIDNamespace)
 	}
 	return pidfd, nil
-}
-
-// trySend sends unless the channel was closed meanwhile.
-func trySend(forks chan fork, f fork) (sent bool) {
-	defer func() {
-		if recover() != nil {
-			sent = false
-		}
-	}()
-	forks <- f
-	return true
 }
 
 func forkError(err error, newPIDNamespace bool) error {

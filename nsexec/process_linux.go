@@ -70,23 +70,26 @@ func (l *Launcher) Start(ctx context.Context, prog *Program, stdio *Stdio) (*Pro
 	})
 	err = p.awaitSetup(prog, ends)
 	if !stop() && err == nil {
-		err = ctx.Err()
+		err = ctx.Err() // the deadlines of the pipes have passed
 	}
 	ends.status.Close()
 	if ends.sync != nil {
 		ends.sync.Close()
 	}
+	if ctx.Err() != nil {
+		err = ctx.Err()
+	}
+	if err == nil {
+		err = l.add(p)
+	}
 	if err != nil {
-		if ctx.Err() != nil {
-			err = ctx.Err()
-		}
 		p.abandon()
 		l.live.Done()
 		return nil, err
 	}
 	go func() {
 		p.await()
-		l.live.Done()
+		l.remove(p)
 	}()
 	return p, nil
 }
@@ -281,7 +284,7 @@ func (p *Process) await() {
 	case err == nil && n == exitSize:
 		p.status = newStatus(b[:])
 	default:
-		p.err = ErrUnknownStatus
+		p.status.Code, p.err = -1, ErrUnknownStatus
 	}
 	p.reap()
 	close(p.done)
