@@ -274,7 +274,7 @@ func ExampleMount() {
 		Image:  "hello",
 		Stdout: os.Stdout,
 		Mounts: []coracle.Mount{
-			{Source: "/usr/share", Target: "/host/share", ReadOnly: true},
+			{Source: "/etc", Target: "/host/etc", ReadOnly: true},
 			{Type: coracle.MountTmpfs, Target: "/scratch", TmpfsSize: 16 << 20},
 		},
 	})
