@@ -59,6 +59,16 @@ const (
 const maxFSConfig = 255
 
 func (d *overlayDriver) Prepare(_ context.Context, s *SnapshotDir) error {
+	if err := makeUpper(s); err != nil {
+		return err
+	}
+	if err := unix.Mkdirat(s.Dir, "work", 0o700); err != nil {
+		return fmt.Errorf("mkdir work: %w", err)
+	}
+	return nil
+}
+
+func makeUpper(s *SnapshotDir) error {
 	if err := unix.Mkdirat(s.Dir, "upper", s.Root.Mode&0o7777); err != nil {
 		return fmt.Errorf("mkdir upper: %w", err)
 	}
@@ -71,18 +81,38 @@ func (d *overlayDriver) Prepare(_ context.Context, s *SnapshotDir) error {
 	if err := unix.Fchmodat(s.Dir, "upper", s.Root.Mode&0o7777, 0); err != nil {
 		return fmt.Errorf("chmod upper: %w", err)
 	}
-	if err := s.Root.finish(s.Dir, "upper"); err != nil {
-		return err
-	}
-	if err := unix.Mkdirat(s.Dir, "work", 0o700); err != nil {
-		return fmt.Errorf("mkdir work: %w", err)
-	}
-	return nil
+	return s.Root.finish(s.Dir, "upper")
 }
 
 func (d *overlayDriver) Remove(_ context.Context, s *SnapshotDir) error {
+	if err := emptyWork(s); err != nil {
+		return err
+	}
+	return errors.Join(removeTree(s.Dir, "work"), removeTree(s.Dir, "upper"))
+}
+
+// recycle leaves work, which nothing but overlayfs itself has ever touched, and an upper that is as it was made.
+func (d *overlayDriver) recycle(s *SnapshotDir, made dirStamp) (dirStamp, error) {
+	if err := emptyWork(s); err != nil {
+		return dirStamp{}, err
+	}
+	if made != (dirStamp{}) {
+		if now, err := stampDir(s.Dir, "upper"); err == nil && now == made {
+			return made, nil
+		}
+	}
+	if err := removeTree(s.Dir, "upper"); err != nil {
+		return dirStamp{}, err
+	}
+	if err := makeUpper(s); err != nil {
+		return dirStamp{}, err
+	}
+	return stampDir(s.Dir, "upper")
+}
+
+func emptyWork(s *SnapshotDir) error {
 	// A container that wrote nothing is the common case: its directories are known, and no directory has to be read.
-	for _, name := range [...]string{"work/work/incompat/volatile/dirty", "work/work/incompat/volatile", "work/work/incompat", "work/work", "work", "upper"} {
+	for _, name := range [...]string{"work/work/incompat/volatile/dirty", "work/work/incompat/volatile", "work/work/incompat", "work/work"} {
 		flag := unix.AT_REMOVEDIR
 		if strings.HasSuffix(name, "/dirty") {
 			if !s.Volatile {
@@ -191,7 +221,8 @@ func overlayFlags(s *SnapshotDir, readOnly bool) (opts [][2]string, flags []stri
 	} else {
 		opts = append(opts, [2]string{"metacopy", "off"}, [2]string{"redirect_dir", "nofollow"})
 	}
-	opts = append(opts, [2]string{"index", "off"})
+	// Nobody decodes file handles of these mounts, so no UUID is written into upper (Linux 6.6 does by default).
+	opts = append(opts, [2]string{"index", "off"}, [2]string{"uuid", "off"})
 	if s.Volatile && !readOnly {
 		flags = append(flags, "volatile")
 	}

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"strings"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -23,6 +24,8 @@ type stack struct {
 
 	id    string
 	paths []string
+	// uses is how many snapshots of it this process has made.
+	uses atomic.Int64
 }
 
 // Snapshot is a root filesystem: layers that nobody changes, and a directory of its own that takes what is written.
@@ -160,6 +163,13 @@ func (s *Store) NewSnapshot(ctx context.Context, id string, layers []Layer, opts
 		n.volatile = true
 		target = "v:" + st.id
 	}
+	if st.uses.Add(1) > 1 {
+		if made, err := s.takeSpare(target, id); err != nil {
+			return fail(err)
+		} else if made {
+			return n, nil
+		}
+	}
 	if err := unix.Mkdirat(s.snapsFD, id, 0o700); err != nil {
 		return fail(&fs.PathError{Op: "mkdir", Path: "snapshots/" + id, Err: err})
 	}
@@ -272,7 +282,7 @@ func (n *Snapshot) Mount(ctx context.Context, opts *MountOptions) (*os.File, err
 }
 
 // Remove removes the snapshot and all that was written into it. It is gone when Remove returns; its files are deleted
-// after, until Close at the latest. No process may be using it. That it is gone already is no error.
+// after, its empty directories may serve another snapshot, and all is gone when Close returns. No process may be using it. That it is gone already is no error.
 func (n *Snapshot) Remove(ctx context.Context) error {
 	if err := n.s.enter(); err != nil {
 		return err

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io/fs"
 	"strconv"
+	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -14,17 +15,108 @@ import (
 // everything else in a container's life. A removed snapshot is renamed into a temporary directory of this process, and
 // is gone at that moment; a goroutine, which ends when there is nothing left to do, empties that directory. When the
 // process dies the next open of the store sweeps it as it does any other.
+//
+// Making directories is what costs most after that, so a program that starts one container of an image after another
+// gets the directory of a removed snapshot again (spare). Nothing of the former user is in it: an upper directory that
+// differs in anything from the one that was made, and be it in its time, is replaced by a new one.
 type trash struct {
 	mu      sync.Mutex
 	idle    *sync.Cond
 	dir     *tempDir
 	n       int
-	queue   []string
+	queue   []spare
 	running bool
+	closing bool
+	// spares are emptied snapshots by the target of their link; nSpares is how many there are.
+	spares  map[string][]spare
+	nSpares int
+	// made are the stamps of snapshots that were spares, by id.
+	made map[string]dirStamp
 }
 
-// maxTrash is how many snapshots may wait; beyond it Remove helps.
-const maxTrash = 256
+// spare is an emptied snapshot: its name in the trash, and how its upper directory was made.
+type spare struct {
+	name  string
+	stamp dirStamp
+}
+
+const (
+	// maxTrash is how many snapshots may wait; beyond it Remove helps.
+	maxTrash = 256
+	// maxSpares is how many emptied snapshots are kept for all images.
+	maxSpares = 16
+	// maxStamps bounds made, which another process's Remove does not make smaller.
+	maxStamps = 1024
+)
+
+// recycler is a driver that can make the directory of a removed snapshot what Prepare had made of it.
+type recycler interface {
+	// recycle is given what it returned the last time for this directory, or the zero value.
+	recycle(s *SnapshotDir, made dirStamp) (dirStamp, error)
+}
+
+// takeSpare turns an emptied snapshot of the same layers into a new one. One that exists is fs.ErrExist.
+func (s *Store) takeSpare(target, id string) (bool, error) {
+	t := &s.trash
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	spares := t.spares[target]
+	if len(spares) == 0 {
+		return false, nil
+	}
+	last := spares[len(spares)-1]
+	err := unix.Renameat2(t.dir.fd, last.name, s.snapsFD, id, unix.RENAME_NOREPLACE)
+	if err == unix.EEXIST {
+		return false, &fs.PathError{Op: "rename", Path: "snapshots/" + id, Err: err}
+	}
+	if t.nSpares--; len(spares) == 1 {
+		delete(t.spares, target)
+	} else {
+		t.spares[target] = spares[:len(spares)-1]
+	}
+	if err != nil {
+		return false, nil // a filesystem without NOREPLACE: the spare goes when the store is closed
+	}
+	if len(t.made) < maxStamps {
+		t.made[id] = last.stamp
+	}
+	return true, nil
+}
+
+// keepSpare makes a spare of a removed snapshot, if one is likely to be wanted.
+func (s *Store) keepSpare(name, target string, st *stack, made dirStamp) bool {
+	t := &s.trash
+	r, ok := s.driver.(recycler)
+	if !ok || st == nil || st.uses.Load() < 2 {
+		return false
+	}
+	t.mu.Lock()
+	full := t.nSpares >= maxSpares || t.closing
+	t.mu.Unlock()
+	if full {
+		return false
+	}
+	dir, err := openatRetry(t.dir.fd, name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(dir)
+	made, err = r.recycle(&SnapshotDir{Dir: dir, Path: t.dir.path() + "/" + name, Root: st.Root, UserXattrs: s.userXattrs, Volatile: target[0] == 'v'}, made)
+	if err != nil {
+		return false // it is deleted, and whoever does that says what is wrong
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closing {
+		return false
+	}
+	if t.spares == nil {
+		t.spares, t.made = make(map[string][]spare), make(map[string]dirStamp)
+	}
+	t.spares[target] = append(t.spares[target], spare{name, made})
+	t.nSpares++
+	return true
+}
 
 // discard takes a snapshot out of sight. A missing one is fs.ErrNotExist.
 func (s *Store) discard(id string) error {
@@ -46,7 +138,8 @@ func (s *Store) discard(id string) error {
 	if err := unix.Renameat(s.snapsFD, id, t.dir.fd, name); err != nil {
 		return &fs.PathError{Op: "rename", Path: "snapshots/" + id, Err: err}
 	}
-	t.queue = append(t.queue, name)
+	t.queue = append(t.queue, spare{name, t.made[id]})
+	delete(t.made, id)
 	if !t.running {
 		t.running = true
 		go s.emptyTrash()
@@ -62,10 +155,10 @@ func (s *Store) emptyTrash() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for len(t.queue) > 0 {
-		name := t.queue[0]
+		next := t.queue[0]
 		t.queue = t.queue[1:]
 		t.mu.Unlock()
-		if err := s.removeDiscarded(t.dir.fd, name); err != nil {
+		if err := s.emptyOne(next.name, next.stamp); err != nil {
 			s.log.Warn("removing a snapshot's files: the next open tries again", "error", err)
 		}
 		t.mu.Lock()
@@ -75,10 +168,20 @@ func (s *Store) emptyTrash() {
 	t.idle.Broadcast()
 }
 
-func (s *Store) removeDiscarded(at int, name string) error {
+// emptyOne deletes a snapshot's files, and the rest of it unless that can be used again.
+func (s *Store) emptyOne(name string, made dirStamp) error {
+	at := s.trash.dir.fd
+	target, _ := readlinkAt(at, name+"/"+stackLink)
+	if kind, stackID, _ := strings.Cut(target, ":"); kind == "v" || kind == "s" {
+		s.stacksMu.Lock()
+		st := s.stacks[stackID]
+		s.stacksMu.Unlock()
+		if s.keepSpare(name, target, st, made) {
+			return nil
+		}
+	}
 	dir, err := openatRetry(at, name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err == nil {
-		target, _ := readlinkAt(dir, stackLink)
 		_ = unix.Unlinkat(dir, stackLink, 0)
 		err = s.driver.Remove(context.Background(), &SnapshotDir{Dir: dir, Path: s.trash.dir.path() + "/" + name,
 			UserXattrs: s.userXattrs, Volatile: len(target) > 0 && target[0] == 'v'})
@@ -99,6 +202,9 @@ func (s *Store) waitTrash() {
 
 // closeTrash is called when no other call is in progress.
 func (s *Store) closeTrash() {
+	s.trash.mu.Lock()
+	s.trash.closing = true
+	s.trash.mu.Unlock()
 	s.waitTrash()
 	if s.trash.dir != nil {
 		s.trash.dir.remove()
