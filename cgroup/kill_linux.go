@@ -101,10 +101,8 @@ func (g *Group) killEach(ctx context.Context) error {
 		if err != nil || len(pids) == 0 {
 			return err
 		}
-		for _, pid := range pids {
-			if err := kill(pid); err != nil {
-				return err
-			}
+		if err := g.killListed(pids); err != nil {
+			return err
 		}
 		if !thawed && g.h.mode == V1 {
 			// A frozen process of v1 dies when it is thawed.
@@ -123,21 +121,43 @@ func (g *Group) killEach(ctx context.Context) error {
 	}
 }
 
-// kill kills a process by a descriptor: between the list and the signal the number may have gone to another.
-func kill(pid int) error {
-	fd, err := unix.PidfdOpen(pid, 0)
-	if err == unix.ESRCH {
-		return nil
+// killListed kills processes by descriptors. Between the list and the opening a number may have gone to a stranger, so
+// the list is read again: whoever is alive, has the number and is listed now is the one that was opened.
+func (g *Group) killListed(pids []int) error {
+	fds := make(map[int]int, len(pids))
+	defer func() {
+		for _, fd := range fds {
+			unix.Close(fd)
+		}
+	}()
+	for _, pid := range pids[:min(len(pids), maxKillAtOnce)] {
+		fd, err := unix.PidfdOpen(pid, 0)
+		if err == unix.ESRCH || err == unix.EINVAL { // ended, or a thread of a threaded group
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("open process %d: %w", pid, err)
+		}
+		fds[pid] = fd
 	}
+	listed, err := g.allProcs()
 	if err != nil {
 		return err
 	}
-	defer unix.Close(fd)
-	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && err != unix.ESRCH {
-		return err
+	for _, pid := range listed {
+		fd, ok := fds[pid]
+		if !ok {
+			continue
+		}
+		if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && err != unix.ESRCH {
+			return fmt.Errorf("kill process %d: %w", pid, err)
+		}
 	}
 	return nil
 }
+
+// maxKillAtOnce bounds the descriptors of one round.
+const maxKillAtOnce = 512
 
 // Procs returns the processes of the group and of the groups inside of it, as this process numbers them, sorted.
 func (g *Group) Procs() ([]int, error) {
