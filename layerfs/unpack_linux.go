@@ -136,7 +136,7 @@ func (s *Store) readLayer(key string) (layerRecord, error) {
 
 // Unpack makes a layer, or finds it. In one pass the blob is fetched into the store, verified, decompressed, verified
 // against the diffID and applied. Callers that want the same layer at the same time, in this process or another, get one
-// piece of work between them. The layer is durable when Unpack returns.
+// piece of work between them. After a power cut the layer is there as a whole or not at all.
 func (s *Store) Unpack(ctx context.Context, spec LayerSpec) (Layer, error) {
 	if err := s.enter(); err != nil {
 		return Layer{}, err
@@ -319,7 +319,11 @@ func (u *unpacking) run(ctx context.Context) (l Layer, stored bool, err error) {
 	if err != nil {
 		return Layer{}, stored, err
 	}
-	l, err = u.commit(t, a, stored)
+	fetched := blob
+	if stored {
+		fetched = nil
+	}
+	l, err = u.commit(t, a, fetched)
 	return l, stored, err
 }
 
@@ -427,8 +431,20 @@ func (u *unpacking) lowers(ctx context.Context) (*lowerView, error) {
 	return v, nil
 }
 
-// commit syncs once and renames.
-func (u *unpacking) commit(t *tempDir, a *applier, stored bool) (Layer, error) {
+// sync writes out all that a rename is going to show. blob is nil where the store had it.
+func (u *unpacking) sync(t *tempDir, a *applier, blob *os.File) error {
+	if a.tr.entries+a.dirs <= smallObjects && a.written+u.spec.Descriptor.Size <= smallBytes {
+		err := syncSmall(t.fd, "layer", blob)
+		if err == nil || errors.Is(err, unix.EIO) || errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+			return err
+		}
+		// A file that its owner may not open: only syncfs does not have to.
+	}
+	return unix.Syncfs(u.s.rootFD)
+}
+
+// commit syncs and renames. The renames are not synced: a power cut may take them back, and the layer is fetched again.
+func (u *unpacking) commit(t *tempDir, a *applier, blob *os.File) (Layer, error) {
 	s := u.s
 	rec := layerRecord{Version: formatVersion, Bytes: a.written, Entries: a.tr.entries,
 		Layer: Layer{DiffID: u.spec.DiffID, ChainID: u.chainID, Key: layerKey("d-", u.spec.DiffID)}}
@@ -448,10 +464,10 @@ func (u *unpacking) commit(t *tempDir, a *applier, stored bool) (Layer, error) {
 	if err := writeFileAt(t.fd, "layer/layer.json", data, false); err != nil {
 		return Layer{}, err
 	}
-	if err := unix.Syncfs(s.rootFD); err != nil {
+	if err := u.sync(t, a, blob); err != nil {
 		return Layer{}, fmt.Errorf("sync: %w", err)
 	}
-	if !stored {
+	if blob != nil {
 		if err := unix.Renameat(t.fd, "blob", s.blobsFD, u.spec.Descriptor.Digest.Encoded()); err != nil {
 			return Layer{}, fmt.Errorf("store blob: %w", err)
 		}
