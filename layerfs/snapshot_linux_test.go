@@ -46,11 +46,29 @@ func under(f *os.File, path string) string {
 
 var mountWays = map[string]mountWay{"auto": wayAuto, "lowerdir+": wayLowerPlus, "descriptor names": wayFDNames, "classic": wayClassic}
 
+// waysHere are the ways that this kernel must know: lowerdir+ came with Linux 6.8.
+func waysHere(t *testing.T) map[string]mountWay {
+	t.Helper()
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		t.Fatal(err)
+	}
+	var major, minor int
+	if _, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor); err != nil {
+		t.Fatal(err)
+	}
+	ways := maps.Clone(mountWays)
+	if major < 6 || major == 6 && minor < 8 {
+		delete(ways, "lowerdir+")
+	}
+	return ways
+}
+
 func withWay(s *Store, w mountWay) { s.driver.(*overlayDriver).way = w }
 
 func TestSnapshot(t *testing.T) {
 	testutil.RequireRoot(t)
-	for name, way := range mountWays {
+	for name, way := range waysHere(t) {
 		t.Run(name, func(t *testing.T) {
 			s := openTest(t, nil)
 			withWay(s, way)
@@ -122,7 +140,7 @@ func TestSnapshotOfManyLayers(t *testing.T) {
 		archives = append(archives, makeTar(t, ent{name: "d/"}, ent{name: fmt.Sprintf("d/f%03d", i)}, ent{name: "top", data: fmt.Sprint(i)}))
 	}
 	ls := unpackAll(t, s, archives...)
-	for name, way := range mountWays {
+	for name, way := range waysHere(t) {
 		t.Run(name, func(t *testing.T) {
 			withWay(s, way)
 			n, err := s.NewSnapshot(t.Context(), "many", ls, nil)
@@ -316,15 +334,16 @@ func TestSnapshotKinds(t *testing.T) {
 func TestStoreOnOverlay(t *testing.T) {
 	testutil.RequireRoot(t)
 	base := openTest(t, nil)
-	outer, err := base.NewSnapshot(t.Context(), "outer", unpackAll(t, base, makeTar(t, ent{name: "var/"})), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	root := mount(t, outer, nil)
+	layers := unpackAll(t, base, makeTar(t, ent{name: "var/"}))
 	for _, driver := range []string{"overlay", "copy"} {
 		t.Run(driver, func(t *testing.T) {
 			// The kernel must find the path by name: attached in a mount namespace that ends with its thread.
 			dir := t.TempDir()
+			outer, err := base.NewSnapshot(t.Context(), "outer-"+driver, layers, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			root := mount(t, outer, nil)
 			onOwnThread(func() {
 				if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
 					t.Error(err)
@@ -334,13 +353,7 @@ func TestStoreOnOverlay(t *testing.T) {
 					t.Error(err)
 					return
 				}
-				clone, err := unix.OpenTree(int(root.Fd()), "", unix.AT_EMPTY_PATH|unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
-				if err != nil {
-					testutil.Skip(t, "this kernel does not clone a detached mount: "+err.Error())
-					return
-				}
-				defer unix.Close(clone)
-				if err := unix.MoveMount(clone, "", unix.AT_FDCWD, dir, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+				if err := unix.MoveMount(int(root.Fd()), "", unix.AT_FDCWD, dir, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
 					t.Error(err)
 					return
 				}

@@ -66,7 +66,7 @@ func syncSmall(at int, name string, blob *os.File) error {
 	// All are being written by now. The first fsync commits a journal for all of them; the others find that done, but
 	// each still flushes the disk's cache, which the kernel does once for those that come together.
 	var wg sync.WaitGroup
-	errs := make([]error, syncWorkers)
+	errs := make([]error, syncWorkers+1)
 	for w := range syncWorkers {
 		wg.Go(func() {
 			for i := w; i < len(files) && errs[w] == nil; i += syncWorkers {
@@ -75,7 +75,7 @@ func syncSmall(at int, name string, blob *os.File) error {
 		})
 	}
 	if blob != nil {
-		errs = append(errs, blob.Sync())
+		errs[syncWorkers] = blob.Sync()
 	}
 	wg.Wait()
 	if err := errors.Join(errs...); err != nil {
