@@ -56,9 +56,11 @@ func (e *Engine) Create(ctx context.Context, spec *ContainerSpec) (*Container, e
 }
 
 func (e *Engine) create(ctx context.Context, spec *ContainerSpec) (_ *Container, err error) {
-	if err := e.use(); err != nil {
+	ctx, done, err := e.begin(ctx)
+	if err != nil {
 		return nil, err
 	}
+	defer done()
 	if os.Geteuid() != 0 {
 		return nil, fmt.Errorf("%w: containers need root (CAP_SYS_ADMIN) at present: run the program as root", fs.ErrPermission)
 	}
@@ -104,11 +106,8 @@ func (e *Engine) create(ctx context.Context, spec *ContainerSpec) (_ *Container,
 		return nil, err
 	}
 	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.closed {
-		return nil, ErrClosed
-	}
 	e.owned[st.ID] = c
+	e.mu.Unlock()
 	return c, nil
 }
 

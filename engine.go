@@ -7,9 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"sync"
 
 	"github.com/coracle-dev/coracle/cgroup"
@@ -58,6 +60,10 @@ type Engine struct {
 	mu     sync.Mutex
 	owned  map[string]*Container // by id: those that this engine answers for
 	closed bool
+	busy   sync.WaitGroup // operations that Close waits for, see begin
+
+	closing context.Context // done when Close begins
+	close   context.CancelFunc
 }
 
 // rootFormat is the version of the directory layout. See state.go and sweep.go.
@@ -94,6 +100,7 @@ func open(ctx context.Context, config Config) (_ *Engine, err error) {
 		log = slog.New(slog.DiscardHandler)
 	}
 	e := &Engine{config: config, root: config.Root, log: log, owned: make(map[string]*Container)}
+	e.closing, e.close = context.WithCancel(context.Background())
 	defer func() {
 		if err != nil {
 			e.release()
@@ -140,10 +147,11 @@ func (e *Engine) Close() error {
 		return nil
 	}
 	e.closed = true
-	owned := make([]*Container, 0, len(e.owned))
-	for _, c := range e.owned {
-		owned = append(owned, c)
-	}
+	e.mu.Unlock()
+	e.close()
+	e.busy.Wait()
+	e.mu.Lock()
+	owned := slices.Collect(maps.Values(e.owned))
 	e.mu.Unlock()
 
 	var (
@@ -172,6 +180,7 @@ func (e *Engine) Close() error {
 
 // release frees what open took, in the opposite order.
 func (e *Engine) release() error {
+	e.close()
 	var errs []error
 	errs = append(errs, e.launcher.Close())
 	if e.launcher.Dir != "" {
@@ -276,6 +285,24 @@ func (e *Engine) use() error {
 		return ErrClosed
 	}
 	return nil
+}
+
+// begin is use for an operation that makes or changes a container: Close cancels its context and waits until done is
+// called.
+func (e *Engine) begin(ctx context.Context) (_ context.Context, done func(), err error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed {
+		return nil, nil, ErrClosed
+	}
+	e.busy.Add(1)
+	ctx, cancel := context.WithCancelCause(ctx)
+	stop := context.AfterFunc(e.closing, func() { cancel(ErrClosed) })
+	return ctx, func() {
+		stop()
+		cancel(nil)
+		e.busy.Done()
+	}, nil
 }
 
 // newID returns n random bytes in hexadecimal.

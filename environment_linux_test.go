@@ -12,6 +12,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -314,5 +315,44 @@ func TestClosedEngine(t *testing.T) {
 	}
 	if err := list[0].Remove(ctx, &coracle.RemoveOptions{Force: true}); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestCloseWhileBusy closes an engine while others use it: what they do either succeeds or says that the engine is
+// closed, and nothing is left.
+func TestCloseWhileBusy(t *testing.T) {
+	testutil.RequireRoot(t)
+	for round := range 5 {
+		root := t.TempDir()
+		eng, err := coracle.Open(t.Context(), coracle.Config{Root: root})
+		if err != nil {
+			t.Fatal(err)
+		}
+		toolImage(t, eng, nil)
+		prefix := eng.GroupPrefix()
+		ended := make(chan error)
+		for range 8 {
+			go func() {
+				for {
+					if err := eng.Run(t.Context(), &coracle.ContainerSpec{Image: "tool", Args: []string{"sleep", "1"}}); err != nil {
+						ended <- err
+						return
+					}
+				}
+			}()
+		}
+		time.Sleep(time.Duration(round) * 7 * time.Millisecond)
+		if err := eng.Close(); err != nil {
+			t.Error(err)
+		}
+		for range 8 {
+			err := <-ended
+			var exit *coracle.ExitError
+			killed := errors.As(err, &exit) && exit.Signal == syscall.SIGKILL
+			if !killed && !errors.Is(err, coracle.ErrClosed) && !errors.Is(err, context.Canceled) {
+				t.Errorf("round %d: %v", round, err)
+			}
+		}
+		checkEmpty(t, root, prefix)
 	}
 }

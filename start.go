@@ -46,9 +46,11 @@ func (c *Container) Start(ctx context.Context) error {
 
 func (c *Container) start(ctx context.Context) error {
 	e := c.eng
-	if err := e.use(); err != nil {
+	ctx, done, err := e.begin(ctx)
+	if err != nil {
 		return err
 	}
+	defer done()
 	if r := c.lastRun(); r != nil {
 		select {
 		case <-r.ended:
@@ -77,33 +79,26 @@ func (c *Container) start(ctx context.Context) error {
 	next.PID = r.proc.PID()
 	next.BootID, next.StartTime = processIdentity(next.PID)
 	next.spec = r.spec
-	err = c.setState(&next)
-	if err == nil {
-		err = e.own(c, r)
-	}
-	if err != nil {
+	if err = c.setState(&next); err != nil {
 		r.proc.Kill()
 		<-r.proc.Done()
 		r.streams.end()
 		next.Status = StatusExited
 		return errors.Join(err, r.group.Remove(context.WithoutCancel(ctx)), c.setState(&next))
 	}
+	e.own(c, r)
 	go c.monitor(r)
 	return nil
 }
 
-// own makes the engine answer for the container, unless it was closed meanwhile.
-func (e *Engine) own(c *Container, r *run) error {
+// own makes the engine answer for the container.
+func (e *Engine) own(c *Container, r *run) {
 	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.closed {
-		return ErrClosed
-	}
 	e.owned[c.id] = c
+	e.mu.Unlock()
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	c.run = r
-	return nil
+	c.mu.Unlock()
 }
 
 func (c *Container) lastRun() *run {

@@ -187,9 +187,11 @@ func (c *Container) Remove(ctx context.Context, opts *RemoveOptions) error {
 
 func (c *Container) remove(ctx context.Context, opts *RemoveOptions) error {
 	e := c.eng
-	if err := e.use(); err != nil {
+	ctx, done, err := e.begin(ctx)
+	if err != nil {
 		return err
 	}
+	defer done()
 	if opts != nil && opts.Force {
 		if err := c.signal(syscall.SIGKILL); err == nil {
 			if _, err := c.wait(ctx); ctx.Err() != nil {

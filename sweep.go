@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/coracle-dev/coracle/internal/filelock"
@@ -33,11 +34,7 @@ func (e *Engine) sweep(ctx context.Context) error {
 	if err != nil || len(dead) == 0 {
 		return err
 	}
-	gone := make(map[string]bool, len(dead))
-	for _, o := range dead {
-		gone[o.id] = true
-	}
-	if err := e.sweepContainers(ctx, gone); err != nil {
+	if err := e.sweepContainers(ctx, dead); err != nil {
 		return err
 	}
 	if err := e.sweepOrphans(ctx); err != nil {
@@ -57,14 +54,24 @@ func (e *Engine) sweep(ctx context.Context) error {
 }
 
 // sweepContainers goes through the containers of dead engines.
-func (e *Engine) sweepContainers(ctx context.Context, gone map[string]bool) error {
+func (e *Engine) sweepContainers(ctx context.Context, dead []*owner) error {
+	alive := make(map[string]bool)
+	gone := func(id string) bool {
+		if slices.ContainsFunc(dead, func(o *owner) bool { return o.id == id }) {
+			return true // and locked by us at this moment
+		}
+		if _, known := alive[id]; !known {
+			alive[id] = e.ownerAlive(id)
+		}
+		return !alive[id]
+	}
 	entries, err := os.ReadDir(e.containersDir())
 	if err != nil {
 		return err
 	}
 	for _, entry := range entries {
 		if owner, _, ok := strings.Cut(strings.TrimPrefix(entry.Name(), "."), "."); ok && entry.Name()[0] == '.' {
-			if gone[owner] {
+			if gone(owner) {
 				if err := os.RemoveAll(filepath.Join(e.containersDir(), entry.Name())); err != nil {
 					return err
 				}
@@ -79,7 +86,7 @@ func (e *Engine) sweepContainers(ctx context.Context, gone map[string]bool) erro
 			e.log.Warn("a container's state cannot be read", "id", entry.Name(), "error", err)
 			continue
 		}
-		if !gone[st.Owner] {
+		if st.Owner == "" || !gone(st.Owner) {
 			continue
 		}
 		if st.Status == StatusRunning || st.Spec.AutoRemove {
