@@ -1,6 +1,7 @@
 package layerfs
 
 import (
+	"bufio"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -123,9 +124,10 @@ func fetch(ctx context.Context, r io.Reader, w *follower, v *verifier, progress 
 
 // decompressor recognises what a stream is by its first bytes.
 func decompressor(r io.Reader, limits *Limits) (io.Reader, func(), error) {
-	br := &peeker{r: r}
-	magic, err := br.peek()
-	if err != nil {
+	// gzip's decoder has a faster loop for this very type.
+	br := bufio.NewReaderSize(r, 64<<10)
+	magic, err := br.Peek(4)
+	if err != nil && err != io.EOF {
 		return nil, nil, err
 	}
 	switch {
@@ -144,58 +146,6 @@ func decompressor(r io.Reader, limits *Limits) (io.Reader, func(), error) {
 		return &damageReader{z}, z.Close, nil
 	}
 	return br, func() {}, nil
-}
-
-// peeker shows the first four bytes of a stream, and buffers it: the decoders read byte by byte.
-type peeker struct {
-	r    io.Reader
-	buf  [64 << 10]byte
-	b, e int
-	err  error
-}
-
-func (p *peeker) peek() ([]byte, error) {
-	for p.e < 4 && p.err == nil {
-		var n int
-		n, p.err = p.r.Read(p.buf[p.e:])
-		p.e += n
-	}
-	if p.err != nil && p.err != io.EOF {
-		return nil, p.err
-	}
-	return p.buf[:min(p.e, 4)], nil
-}
-
-func (p *peeker) fill() error {
-	if p.b < p.e {
-		return nil
-	}
-	for p.err == nil {
-		p.b, p.e = 0, 0
-		if p.e, p.err = p.r.Read(p.buf[:]); p.e > 0 {
-			return nil
-		}
-	}
-	return p.err
-}
-
-func (p *peeker) Read(b []byte) (int, error) {
-	if err := p.fill(); err != nil {
-		return 0, err
-	}
-	n := copy(b, p.buf[p.b:p.e])
-	p.b += n
-	return n, nil
-}
-
-// ReadByte makes the peeker what gzip would otherwise wrap in a buffer of its own.
-func (p *peeker) ReadByte() (byte, error) {
-	if err := p.fill(); err != nil {
-		return 0, err
-	}
-	c := p.buf[p.b]
-	p.b++
-	return c, nil
 }
 
 // damageReader types the errors of a decoder, unless they come from reading the blob.
