@@ -91,23 +91,16 @@ func (d *overlayDriver) Remove(_ context.Context, s *SnapshotDir) error {
 	return errors.Join(removeTree(s.Dir, "work"), removeTree(s.Dir, "upper"))
 }
 
-// recycle leaves work, which nothing but overlayfs itself has ever touched, and an upper that is as it was made.
-func (d *overlayDriver) recycle(s *SnapshotDir, made dirStamp) (dirStamp, error) {
+// recycle leaves work, which nothing but overlayfs itself has ever touched. Upper is made anew, however clean it looks:
+// a descriptor that the former container gave away may still reach the old one through a mount that lives on.
+func (d *overlayDriver) recycle(s *SnapshotDir) error {
 	if err := emptyWork(s); err != nil {
-		return dirStamp{}, err
-	}
-	if made != (dirStamp{}) {
-		if now, err := stampDir(s.Dir, "upper"); err == nil && now == made {
-			return made, nil
-		}
+		return err
 	}
 	if err := removeTree(s.Dir, "upper"); err != nil {
-		return dirStamp{}, err
+		return err
 	}
-	if err := makeUpper(s); err != nil {
-		return dirStamp{}, err
-	}
-	return stampDir(s.Dir, "upper")
+	return makeUpper(s)
 }
 
 func emptyWork(s *SnapshotDir) error {

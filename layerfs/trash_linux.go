@@ -17,27 +17,19 @@ import (
 // process dies the next open of the store sweeps it as it does any other.
 //
 // Making directories is what costs most after that, so a program that starts one container of an image after another
-// gets the directory of a removed snapshot again (spare). Nothing of the former user is in it: an upper directory that
-// differs in anything from the one that was made, and be it in its time, is replaced by a new one.
+// gets the directory of a removed snapshot again, as a spare. What was written is gone by then and upper is a new
+// directory: only the snapshot's own directory, its link to the layers and overlayfs's work directory stay.
 type trash struct {
 	mu      sync.Mutex
 	idle    *sync.Cond
 	dir     *tempDir
 	n       int
-	queue   []spare
+	queue   []string
 	running bool
 	closing bool
-	// spares are emptied snapshots by the target of their link; nSpares is how many there are.
-	spares  map[string][]spare
+	// spares are names in dir of emptied snapshots, by the target of their link; nSpares is how many there are.
+	spares  map[string][]string
 	nSpares int
-	// made are the stamps of snapshots that were spares, by id.
-	made map[string]dirStamp
-}
-
-// spare is an emptied snapshot: its name in the trash, and how its upper directory was made.
-type spare struct {
-	name  string
-	stamp dirStamp
 }
 
 const (
@@ -45,14 +37,11 @@ const (
 	maxTrash = 256
 	// maxSpares is how many emptied snapshots are kept for all images.
 	maxSpares = 16
-	// maxStamps bounds made, which another process's Remove does not make smaller.
-	maxStamps = 1024
 )
 
 // recycler is a driver that can make the directory of a removed snapshot what Prepare had made of it.
 type recycler interface {
-	// recycle is given what it returned the last time for this directory, or the zero value.
-	recycle(s *SnapshotDir, made dirStamp) (dirStamp, error)
+	recycle(s *SnapshotDir) error
 }
 
 // takeSpare turns an emptied snapshot of the same layers into a new one. One that exists is fs.ErrExist.
@@ -65,7 +54,7 @@ func (s *Store) takeSpare(target, id string) (bool, error) {
 		return false, nil
 	}
 	last := spares[len(spares)-1]
-	err := unix.Renameat2(t.dir.fd, last.name, s.snapsFD, id, unix.RENAME_NOREPLACE)
+	err := unix.Renameat2(t.dir.fd, last, s.snapsFD, id, unix.RENAME_NOREPLACE)
 	if err == unix.EEXIST {
 		return false, &fs.PathError{Op: "rename", Path: "snapshots/" + id, Err: err}
 	}
@@ -74,17 +63,12 @@ func (s *Store) takeSpare(target, id string) (bool, error) {
 	} else {
 		t.spares[target] = spares[:len(spares)-1]
 	}
-	if err != nil {
-		return false, nil // a filesystem without NOREPLACE: the spare goes when the store is closed
-	}
-	if len(t.made) < maxStamps {
-		t.made[id] = last.stamp
-	}
-	return true, nil
+	// A filesystem without NOREPLACE: the spare goes when the store is closed.
+	return err == nil, nil
 }
 
 // keepSpare makes a spare of a removed snapshot, if one is likely to be wanted.
-func (s *Store) keepSpare(name, target string, st *stack, made dirStamp) bool {
+func (s *Store) keepSpare(name, target string, st *stack) bool {
 	t := &s.trash
 	r, ok := s.driver.(recycler)
 	if !ok || st == nil || st.uses.Load() < 2 {
@@ -101,7 +85,7 @@ func (s *Store) keepSpare(name, target string, st *stack, made dirStamp) bool {
 		return false
 	}
 	defer unix.Close(dir)
-	made, err = r.recycle(&SnapshotDir{Dir: dir, Path: t.dir.path() + "/" + name, Root: st.Root, UserXattrs: s.userXattrs, Volatile: target[0] == 'v'}, made)
+	err = r.recycle(&SnapshotDir{Dir: dir, Path: t.dir.path() + "/" + name, Root: st.Root, UserXattrs: s.userXattrs, Volatile: target[0] == 'v'})
 	if err != nil {
 		return false // it is deleted, and whoever does that says what is wrong
 	}
@@ -111,9 +95,9 @@ func (s *Store) keepSpare(name, target string, st *stack, made dirStamp) bool {
 		return false
 	}
 	if t.spares == nil {
-		t.spares, t.made = make(map[string][]spare), make(map[string]dirStamp)
+		t.spares = make(map[string][]string)
 	}
-	t.spares[target] = append(t.spares[target], spare{name, made})
+	t.spares[target] = append(t.spares[target], name)
 	t.nSpares++
 	return true
 }
@@ -138,8 +122,7 @@ func (s *Store) discard(id string) error {
 	if err := unix.Renameat(s.snapsFD, id, t.dir.fd, name); err != nil {
 		return &fs.PathError{Op: "rename", Path: "snapshots/" + id, Err: err}
 	}
-	t.queue = append(t.queue, spare{name, t.made[id]})
-	delete(t.made, id)
+	t.queue = append(t.queue, name)
 	if !t.running {
 		t.running = true
 		go s.emptyTrash()
@@ -155,10 +138,10 @@ func (s *Store) emptyTrash() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for len(t.queue) > 0 {
-		next := t.queue[0]
+		name := t.queue[0]
 		t.queue = t.queue[1:]
 		t.mu.Unlock()
-		if err := s.emptyOne(next.name, next.stamp); err != nil {
+		if err := s.emptyOne(name); err != nil {
 			s.log.Warn("removing a snapshot's files: the next open tries again", "error", err)
 		}
 		t.mu.Lock()
@@ -169,14 +152,14 @@ func (s *Store) emptyTrash() {
 }
 
 // emptyOne deletes a snapshot's files, and the rest of it unless that can be used again.
-func (s *Store) emptyOne(name string, made dirStamp) error {
+func (s *Store) emptyOne(name string) error {
 	at := s.trash.dir.fd
 	target, _ := readlinkAt(at, name+"/"+stackLink)
 	if kind, stackID, _ := strings.Cut(target, ":"); kind == "v" || kind == "s" {
 		s.stacksMu.Lock()
 		st := s.stacks[stackID]
 		s.stacksMu.Unlock()
-		if s.keepSpare(name, target, st, made) {
+		if s.keepSpare(name, target, st) {
 			return nil
 		}
 	}
