@@ -28,6 +28,7 @@ type LimitError struct {
 	Entry string
 }
 
+// Error names the limit, its value, the entry and the field that raises it.
 func (e *LimitError) Error() string {
 	at := ""
 	if e.Entry != "" {
@@ -46,6 +47,7 @@ type EntryError struct {
 	Err error
 }
 
+// Error names operation, entry and cause.
 func (e *EntryError) Error() string { return fmt.Sprintf("%s %q: %v", e.Op, e.Entry, e.Err) }
 
 // Unwrap returns Err.
@@ -65,6 +67,7 @@ type OverlayError struct {
 	Unsupported bool
 }
 
+// Error names the number of layers, the step, the cause and the remedy.
 func (e *OverlayError) Error() string {
 	return fmt.Sprintf("overlay mount of %d layers: %s: %v: %s", e.Layers, e.Step, e.Err, e.Fix)
 }
