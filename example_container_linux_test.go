@@ -331,8 +331,9 @@ func ExampleUnsupportedError() {
 	// true
 }
 
-// needsRoot matches the examples above that cannot run without root; TestMain skips them then.
+// needsRoot matches the examples that cannot run without root; TestMain skips them then.
 var needsRoot = "^(" + strings.Join([]string{
 	"ExampleEngine", "ExampleEngine_Output", "ExampleContainer", "ExampleContainerSpec", "ExampleContainerInfo", "ExampleContainerFilter",
 	"ExampleStopOptions", "ExampleRemoveOptions", "ExampleExitError", "ExampleMount", "ExampleDevice", "ExampleAttachment", "ExampleOpError", "ExampleConfig",
+	"ExampleImageFSOptions", "ExampleImageConfig",
 }, "|") + ")$"
