@@ -4,8 +4,12 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"go/ast"
+	"go/parser"
+	"go/token"
 	"io"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -116,4 +120,60 @@ func TestDependencies(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestExamples: every exported type has a runnable Example, and every exported identifier is documented.
+func TestExamples(t *testing.T) {
+	for _, dir := range []string{".", "layerfs", "nsexec", "nsexec/seccomp", "cgroup"} {
+		files, err := filepath.Glob(filepath.Join(dir, "*.go"))
+		if err != nil || len(files) == 0 {
+			testutil.Skip(t, "needs the source files")
+		}
+		fset, types, examples := token.NewFileSet(), map[string]bool{}, map[string]bool{}
+		for _, name := range files {
+			file, err := parser.ParseFile(fset, name, nil, parser.ParseComments)
+			if err != nil {
+				t.Fatal(err)
+			}
+			isTest := strings.HasSuffix(name, "_test.go")
+			for _, decl := range file.Decls {
+				switch d := decl.(type) {
+				case *ast.FuncDecl:
+					if rest, ok := strings.CutPrefix(d.Name.Name, "Example"); ok && isTest {
+						typ, _, _ := strings.Cut(rest, "_")
+						examples[typ] = true
+					}
+					if !isTest && d.Name.IsExported() && d.Doc == nil && (d.Recv == nil || exportedReceiver(d.Recv)) {
+						t.Errorf("%s: %s has no doc comment", fset.Position(d.Pos()), d.Name.Name)
+					}
+				case *ast.GenDecl:
+					if isTest {
+						continue
+					}
+					for _, spec := range d.Specs {
+						if ts, ok := spec.(*ast.TypeSpec); ok && ts.Name.IsExported() {
+							types[ts.Name.Name] = true
+							if d.Doc == nil && ts.Doc == nil {
+								t.Errorf("%s: %s has no doc comment", fset.Position(ts.Pos()), ts.Name.Name)
+							}
+						}
+					}
+				}
+			}
+		}
+		for typ := range types {
+			if !examples[typ] {
+				t.Errorf("%s: type %s has no Example", dir, typ)
+			}
+		}
+	}
+}
+
+func exportedReceiver(recv *ast.FieldList) bool {
+	expr := recv.List[0].Type
+	if star, ok := expr.(*ast.StarExpr); ok {
+		expr = star.X
+	}
+	id, ok := expr.(*ast.Ident)
+	return ok && id.IsExported()
 }
