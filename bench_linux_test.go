@@ -48,6 +48,9 @@ func benchEngine(b *testing.B) *coracle.Engine {
 	for _, dir := range []string{"dev", "etc", "proc", "sys", "tmp"} {
 		files[dir] = &fstest.MapFile{Mode: os.ModeDir | 0o755}
 	}
+	for _, name := range []string{"etc/hostname", "etc/hosts", "etc/resolv.conf"} { // as most images have them
+		files[name] = &fstest.MapFile{Mode: 0o644}
+	}
 	if _, err := eng.ImageFromFS(b.Context(), "true", files, nil); err != nil {
 		b.Fatal(err)
 	}

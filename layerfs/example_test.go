@@ -93,10 +93,6 @@ func ExampleStore_UnpackAll() {
 }
 
 func ExampleSnapshot() {
-	if runtime.GOOS != "linux" || os.Geteuid() != 0 {
-		fmt.Println("world") // mounting needs root
-		return
-	}
 	st, done := tempStore()
 	defer done()
 	ctx := context.Background()

@@ -119,10 +119,6 @@ func ExampleReference() {
 }
 
 func ExampleSnapshotOptions() {
-	if os.Geteuid() != 0 {
-		fmt.Println("job-1 <nil>") // the snapshot's files belong to root
-		return
-	}
 	st, done := tempStore()
 	defer done()
 	ctx := context.Background()
@@ -140,10 +136,6 @@ func ExampleSnapshotOptions() {
 }
 
 func ExampleMountOptions() {
-	if os.Geteuid() != 0 {
-		fmt.Println("true") // mounting needs root
-		return
-	}
 	st, done := tempStore()
 	defer done()
 	ctx := context.Background()
