@@ -219,7 +219,7 @@ func (a *applier) node(pfd int, name string, e *tarEntry) error {
 }
 
 // link makes a hard link. A target in the layers below is copied into this one first, as both names must be one file.
-func (a *applier) link(dir *dirNode, pfd int, name string, e *tarEntry) error {
+func (a *applier) link(dir *dirNode, name string, e *tarEntry) error {
 	comps, err := a.split(e.link)
 	if err != nil {
 		return err
@@ -239,8 +239,9 @@ func (a *applier) link(dir *dirNode, pfd int, name string, e *tarEntry) error {
 	if err != nil {
 		return err
 	}
-	// Opening the target's directory may have closed ours.
-	if pfd, err = a.fd(dir); err != nil {
+	// Now, as opening the target's directory may close ours.
+	pfd, err := a.fd(dir)
+	if err != nil {
 		return err
 	}
 	var target, st unix.Stat_t

@@ -118,7 +118,7 @@ func (a *applier) entry(e *tarEntry) error {
 	case tarReg:
 		return entryError("write", e.name, a.file(pfd, base, e))
 	case tarLink:
-		return entryError("link", e.name, a.link(dir, pfd, base, e))
+		return entryError("link", e.name, a.link(dir, base, e))
 	case tarSymlink:
 		return entryError("symlink", e.name, a.symlink(pfd, base, e))
 	default:
