@@ -118,12 +118,7 @@ func (e *Engine) discard(ctx context.Context, st *containerState) error {
 	if err := e.removeGroup(ctx, st.ID); err != nil {
 		errs = append(errs, err)
 	}
-	if snap, err := e.store.OpenSnapshot(st.ID); err == nil {
-		errs = append(errs, snap.Remove(ctx))
-	} else if !errors.Is(err, fs.ErrNotExist) {
-		errs = append(errs, err)
-	}
-	errs = append(errs, e.removeName(st.Name, st.ID))
+	errs = append(errs, e.store.RemoveSnapshot(ctx, st.ID), e.removeName(st.Name, st.ID))
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}

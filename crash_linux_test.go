@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/coracle-dev/coracle"
 	"github.com/coracle-dev/coracle/cgroup"
 	"github.com/coracle-dev/coracle/internal/testutil"
@@ -225,4 +227,97 @@ func TestTwoPrograms(t *testing.T) {
 			t.Errorf("killed: %v, %v", exit, err)
 		}
 	}
+}
+
+// TestSweep puts into a root what a program may leave that is killed between any two steps of making or removing a
+// container, and opens it.
+func TestSweep(t *testing.T) {
+	testutil.RequireRoot(t)
+	ctx, root := t.Context(), t.TempDir()
+	eng, err := coracle.Open(ctx, coracle.Config{Root: root})
+	if err != nil {
+		t.Fatal(err)
+	}
+	toolImage(t, eng, nil)
+	prefix := eng.GroupPrefix()
+	if err := eng.Close(); err != nil {
+		t.Fatal(err)
+	}
+	id := func(digit string) string { return strings.Repeat(digit, 64) }
+	put := func(path string, content string) {
+		t.Helper()
+		path = filepath.Join(root, path)
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put("owners/dead", "")
+	put("containers/.dead."+id("1")+"/state.json", "half")            // being made
+	put("containers/.dead."+id("2")+"/hosts", "127.0.0.1\tlocalhost") // being removed
+	put("store/snapshots/"+id("3")+"/upper/file", "x")                // half made, its container gone
+	if err := os.Symlink(id("4"), filepath.Join(root, "names", "ghost")); err != nil {
+		t.Fatal(err)
+	}
+	for _, status := range []string{"running", "created"} { // with AutoRemove the second goes too
+		state := fmt.Sprintf(`{"Version":1,"ID":%q,"Name":%q,"Owner":"dead","Status":%q,"Spec":{"Image":"tool","AutoRemove":true}}`,
+			id("5"), "five-"+status, status)
+		if status == "created" {
+			state = strings.ReplaceAll(state, id("5"), id("6"))
+			put("containers/"+id("6")+"/state.json", state)
+			continue
+		}
+		put("containers/"+id("5")+"/state.json", state)
+	}
+	// Cgroups: of a container that is gone, and of one that is swept.
+	var groups []string
+	for _, tree := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/pids", "/sys/fs/cgroup/memory"} {
+		var fs unix.Statfs_t
+		if err := unix.Statfs(tree, &fs); err != nil || fs.Type != unix.CGROUP_SUPER_MAGIC && fs.Type != unix.CGROUP2_SUPER_MAGIC {
+			continue
+		}
+		for _, digit := range []string{"5", "7"} {
+			dir := filepath.Join(tree, "coracle", prefix+id(digit))
+			if os.MkdirAll(dir, 0o755) == nil {
+				groups = append(groups, dir)
+			}
+		}
+	}
+	// A container of a program that lives stays, whatever it is called.
+	if len(groups) == 0 {
+		testutil.Skip(t, "needs a cgroup hierarchy in which groups can be made")
+	}
+	alive, err := coracle.Open(ctx, coracle.Config{Root: root})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range groups {
+		if _, err := os.Stat(dir); err == nil {
+			t.Errorf("left: %s", dir)
+		}
+	}
+	c, err := alive.Create(ctx, &coracle.ContainerSpec{Name: "ghost", Image: "tool", Args: []string{"true"}})
+	if err != nil {
+		t.Fatalf("the name of a container that is gone: %v", err)
+	}
+	put("owners/dead2", "")
+	other, err := coracle.Open(ctx, coracle.Config{Root: root})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if list, err := other.Containers(ctx, nil); err != nil || len(list) != 1 || list[0].ID() != c.ID() {
+		t.Errorf("containers: %v, %v", list, err)
+	}
+	if err := other.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := c.Remove(ctx, nil); err != nil {
+		t.Error(err)
+	}
+	if err := alive.Close(); err != nil {
+		t.Error(err)
+	}
+	checkEmpty(t, root, prefix)
 }

@@ -132,10 +132,8 @@ func (e *Engine) sweepOrphans(ctx context.Context) error {
 		if !validID(id) || exists(id) {
 			continue
 		}
-		if snap, err := e.store.OpenSnapshot(id); err == nil {
-			if err := snap.Remove(ctx); err != nil {
-				return err
-			}
+		if err := e.store.RemoveSnapshot(ctx, id); err != nil {
+			return err
 		}
 	}
 	groups, err := e.cgroups.Names()
