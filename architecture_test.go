@@ -30,6 +30,7 @@ type listedPackage struct {
 
 func listPackages(t *testing.T, patterns ...string) []listedPackage {
 	t.Helper()
+	testutil.NotInVM(t, "there is no go command")
 	if _, err := exec.LookPath("go"); err != nil {
 		testutil.Skip(t, "needs the go command: "+err.Error())
 	}
@@ -124,6 +125,7 @@ func TestDependencies(t *testing.T) {
 
 // TestExamples: every exported type has a runnable Example, and every exported identifier is documented.
 func TestExamples(t *testing.T) {
+	testutil.NotInVM(t, "there is no source")
 	for _, dir := range []string{".", "layerfs", "nsexec", "nsexec/seccomp", "cgroup"} {
 		files, err := filepath.Glob(filepath.Join(dir, "*.go"))
 		if err != nil || len(files) == 0 {

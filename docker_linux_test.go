@@ -23,9 +23,7 @@ import (
 func startDockerd(t *testing.T) func(stdin []byte, args ...string) string {
 	t.Helper()
 	testutil.RequireRoot(t)
-	if os.Getenv("CORACLE_TEST_VM") == "1" {
-		t.Skip("Docker is compared with on the CI machine, not in the virtual one")
-	}
+	testutil.NotInVM(t, "there is no Docker")
 	for _, program := range []string{"dockerd", "docker", "containerd"} {
 		if _, err := exec.LookPath(program); err != nil {
 			testutil.Skip(t, "needs Docker: "+err.Error())

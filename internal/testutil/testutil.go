@@ -26,3 +26,14 @@ func RequireRoot(t testing.TB) {
 		Skip(t, "needs root: run the tests as root to include it")
 	}
 }
+
+// VMEnv is set to 1 where the tests run in the virtual machine, which has their binaries and little else.
+const VMEnv = "CORACLE_TEST_VM"
+
+// NotInVM skips the test in the virtual machine, with the reason: what it needs is there on the machine around it.
+func NotInVM(t testing.TB, reason string) {
+	t.Helper()
+	if os.Getenv(VMEnv) == "1" {
+		t.Skip("in the virtual machine: " + reason)
+	}
+}
