@@ -420,7 +420,7 @@ func requireInt80(t *testing.T) {
 // TestKernelForeign makes calls of architectures that a profile has or has not.
 func TestKernelForeign(t *testing.T) {
 	if runtime.GOARCH != "amd64" {
-		testutil.Skip(t, "x32 and i386 calls are those of an x86-64 kernel")
+		t.Skip("x32 and i386 calls are those of an x86-64 kernel")
 	}
 	errno := uint(77)
 	x32 := request{Nr: unix.SYS_GETPPID | x32Bit}
