@@ -268,7 +268,7 @@ func TestImageFindAndList(t *testing.T) {
 		t.Errorf("%v, %v", img, err)
 	}
 	for name, want := range map[string]error{
-		"b": fs.ErrNotExist, "a:2": fs.ErrNotExist, "quay.io/y/a@" + string(a.Digest()): fs.ErrNotExist,
+		"missing": fs.ErrNotExist, "a:2": fs.ErrNotExist, "quay.io/y/a@" + string(a.Digest()): fs.ErrNotExist,
 		strings.Repeat("0", 64): fs.ErrNotExist, "": ErrInvalid, "a b": ErrInvalid,
 	} {
 		_, err := e.Image(t.Context(), name)
@@ -283,7 +283,10 @@ func TestImageFindAndList(t *testing.T) {
 	}
 	for first, n := range counts {
 		_, err := e.Image(t.Context(), string(first))
-		if n > 1 && !errors.Is(err, ErrInvalid) || n == 1 && err != nil && first != 'a' {
+		if first == 'a' {
+			continue // the name of an image, which comes before the prefix of an id
+		}
+		if n > 1 && !errors.Is(err, ErrInvalid) || n == 1 && err != nil {
 			t.Errorf("prefix %c of %d images: %v", first, n, err)
 		}
 	}

@@ -4,9 +4,11 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"runtime"
 	"testing"
 
 	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/validate"
 
@@ -29,7 +31,7 @@ func TestAgainstClient(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			img, err := remote.Image(ref)
+			img, err := remote.Image(ref, remote.WithPlatform(v1.Platform{OS: "linux", Architecture: runtime.GOARCH}))
 			if err != nil {
 				t.Fatal(err)
 			}
