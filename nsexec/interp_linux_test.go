@@ -273,6 +273,7 @@ func TestMisuse(t *testing.T) {
 		"label never placed":   func(p *Plan) { p.Jump(p.NewLabel()) },
 		"label placed twice":   func(p *Plan) { l := p.NewLabel(); p.Place(l); p.Place(l) },
 		"foreign label":        func(p *Plan) { p.Jump(17) },
+		"odd comparison":       func(p *Plan) { l := p.NewLabel(); p.Place(l); p.Branch(Const(1), 6, Const(2), l) },
 		"odd width":            func(p *Plan) { p.Store(2, p.Zeroed(8), Const(0), Const(0)) },
 		"foreign slot":         func(p *Plan) { p.Add(Slot(99), Const(0), Const(0)) },
 		"foreign slot read":    func(p *Plan) { p.Syscall("x", 0, Slot(99).Value()) },

@@ -11,13 +11,17 @@ import (
 // String lists the plan as strace would show its execution: one step a line, with the text of its label as a comment,
 // the places that steps branch to, and the names of slots and files in place of their numbers.
 func (p *Plan) String() string {
-	names := p.labelNames()
+	l := listing{p, p.labelNames(), make(map[uint64]string, len(p.strings)+len(p.vectors))}
+	for s, a := range p.strings {
+		l.texts[a.value] = s
+	}
+	names := l.names
 	var b strings.Builder
 	for i := range p.steps {
 		if n, ok := names[i]; ok {
 			fmt.Fprintf(&b, "%s:\n", n)
 		}
-		line := p.stepText(&p.steps[i])
+		line := l.stepText(&p.steps[i])
 		s := &p.steps[i]
 		if s.op == opSyscall {
 			switch {
@@ -26,7 +30,7 @@ func (p *Plan) String() string {
 			case s.target == exitNow:
 				line += " or exit"
 			case s.target != p.fail-1:
-				line += " or goto " + names[p.labels[s.target]]
+				line += " or goto " + l.labelName(s.target)
 			}
 		}
 		if s.label != "" {
@@ -59,7 +63,22 @@ func (p *Plan) labelNames() map[int]string {
 	return names
 }
 
-func (p *Plan) stepText(s *step) string {
+// listing is what String knows of a plan.
+type listing struct {
+	*Plan
+	names map[int]string    // of labels, by the step that they stand before
+	texts map[uint64]string // strings, by where they are
+}
+
+// labelName names the label, or says that there is none: a plan that is misused can be listed too.
+func (p *listing) labelName(l Label) string {
+	if l < 0 || int(l) >= len(p.labels) || p.labels[l] < 0 {
+		return "?"
+	}
+	return p.names[p.labels[l]]
+}
+
+func (p *listing) stepText(s *step) string {
 	arg := func(i int) string {
 		if i >= len(s.args) {
 			return "0"
@@ -88,15 +107,11 @@ func (p *Plan) stepText(s *step) string {
 		}
 		return fmt.Sprintf("%s = %s %c %s", p.slotName(s.dst), arg(0), "+-&"[s.op-opAdd], arg(1))
 	case opBranch:
-		to := "?"
-		if t := s.target; t >= 0 && int(t) < len(p.labels) {
-			to = p.labelNames()[p.labels[t]]
-		}
+		to := p.labelName(s.target)
 		if a, b := s.args[0], s.args[1]; a == b && Cond(s.aux) == Equal {
 			return "goto " + to
 		}
-		cond := [...]string{"==", "!=", "<u", ">=u", "<", ">="}[s.aux]
-		return fmt.Sprintf("if %s %s %s goto %s", arg(0), cond, arg(1), to)
+		return fmt.Sprintf("if %s %s %s goto %s", arg(0), condNames[min(int(s.aux), len(condNames)-1)], arg(1), to)
 	}
 	return "?"
 }
@@ -113,7 +128,7 @@ func (p *Plan) slotName(s Slot) string {
 	return "$" + p.slots[s-firstSlot]
 }
 
-func (p *Plan) argText(a Arg) string {
+func (p *listing) argText(a Arg) string {
 	if a.text != "" {
 		return a.text
 	}
@@ -140,17 +155,17 @@ func (p *Plan) argText(a Arg) string {
 	return fmt.Sprintf("%#x", a.value)
 }
 
+var condNames = [...]string{"==", "!=", "<u", ">=u", "<", ">=", "?"}
+
 // dataText shows data as the string or the list of strings that it is, or by where it is.
-func (p *Plan) dataText(at uint64) string {
+func (p *listing) dataText(at uint64) string {
 	for _, v := range p.vectors {
 		if v.at == at {
 			return fmt.Sprintf("%q", v.list)
 		}
 	}
-	for s, a := range p.strings {
-		if a.value == at {
-			return strconv.Quote(s)
-		}
+	if s, ok := p.texts[at]; ok {
+		return strconv.Quote(s)
 	}
 	return fmt.Sprintf("data+%#x", at)
 }

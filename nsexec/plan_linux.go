@@ -274,6 +274,9 @@ func (p *Plan) And(dst Slot, a, b Arg) {
 
 // Branch adds a step that goes to the label if the comparison holds.
 func (p *Plan) Branch(a Arg, c Cond, b Arg, to Label) {
+	if c > NotLess {
+		p.setErr("no comparison has the number %d", c)
+	}
 	p.add(step{op: opBranch, aux: uint32(c), dst: slotDiscard, target: to, args: []Arg{a, b}})
 }
 
