@@ -4,7 +4,9 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -195,10 +197,9 @@ func TestTwoPrograms(t *testing.T) {
 	}
 	eng := open()
 	toolImage(t, eng, nil)
-	program(t, root, [][]string{{"stubborn"}, {"exit", "7"}, {"sleep", "600000"}})
+	prefix := eng.GroupPrefix()
+	cmd, _ := program(t, root, [][]string{{"stubborn"}, {"exit", "7"}, {"sleep", "600000"}})
 	other := open() // its sweep leaves the program's containers alone
-	defer other.Close()
-	defer eng.Close()
 	for i, want := range map[int]coracle.ContainerStatus{1: coracle.StatusExited, 2: coracle.StatusRunning} {
 		c, err := eng.Container(ctx, fmt.Sprintf("c%d", i))
 		if err != nil {
@@ -227,6 +228,30 @@ func TestTwoPrograms(t *testing.T) {
 			t.Errorf("killed: %v, %v", exit, err)
 		}
 	}
+	// Killed itself, the program leaves what the next open takes away, while two other engines are open.
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	cmd.Wait()
+	last := open()
+	if _, err := last.Container(ctx, "c0"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a running container of a program that was killed: %v", err)
+	}
+	list, err := last.Containers(ctx, nil) // those that had ended are nobody's now
+	if err != nil || len(list) == 0 {
+		t.Errorf("containers: %v, %v", list, err)
+	}
+	for _, c := range list {
+		if err := c.Remove(ctx, nil); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, e := range []*coracle.Engine{last, other, eng} {
+		if err := e.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	checkEmpty(t, root, prefix)
 }
 
 // TestSweep puts into a root what a program may leave that is killed between any two steps of making or removing a
