@@ -65,7 +65,7 @@ func (s *Store) WriteBlob(ctx context.Context, desc ocispec.Descriptor, r io.Rea
 	if err := s.enter(); err != nil {
 		return err
 	}
-	defer s.use.RUnlock()
+	defer s.leave()
 	name, err := blobName(desc.Digest)
 	if err != nil {
 		return fmt.Errorf("layerfs: write blob: %w", err)
@@ -146,7 +146,7 @@ func (s *Store) OpenBlob(d digest.Digest) (*os.File, error) {
 	if err := s.enter(); err != nil {
 		return nil, err
 	}
-	defer s.use.RUnlock()
+	defer s.leave()
 	return s.openBlob(d)
 }
 
@@ -167,7 +167,7 @@ func (s *Store) HasBlob(d digest.Digest) bool {
 	if s.enter() != nil {
 		return false
 	}
-	defer s.use.RUnlock()
+	defer s.leave()
 	name, err := blobName(d)
 	return err == nil && s.blobSize(name) >= 0
 }
@@ -177,7 +177,7 @@ func (s *Store) RemoveBlob(d digest.Digest) error {
 	if err := s.enter(); err != nil {
 		return err
 	}
-	defer s.use.RUnlock()
+	defer s.leave()
 	name, err := blobName(d)
 	if err != nil {
 		return fmt.Errorf("layerfs: remove blob: %w", err)
@@ -193,7 +193,7 @@ func (s *Store) Blobs() ([]digest.Digest, error) {
 	if err := s.enter(); err != nil {
 		return nil, err
 	}
-	defer s.use.RUnlock()
+	defer s.leave()
 	names, err := readNames(s.blobsFD)
 	if err != nil {
 		return nil, fmt.Errorf("layerfs: list blobs: %w", err)
@@ -213,7 +213,7 @@ func (s *Store) ReadBlob(ctx context.Context, desc ocispec.Descriptor, max int64
 	if err := s.enter(); err != nil {
 		return nil, err
 	}
-	defer s.use.RUnlock()
+	defer s.leave()
 	if err := context.Cause(ctx); err != nil {
 		return nil, err
 	}

@@ -61,6 +61,8 @@ func refName(d ocispec.Descriptor) string {
 // setRef gives the name to desc and takes it from whatever had it.
 func setRef(idx *ocispec.Index, ref string, desc ocispec.Descriptor) {
 	dropRef(idx, ref)
+	// An entry without a name says no more than one with a name does.
+	removeEntries(idx, func(d ocispec.Descriptor) bool { return d.Digest == desc.Digest && refName(d) == "" })
 	a := make(map[string]string, len(desc.Annotations)+2)
 	for k, v := range desc.Annotations {
 		a[k] = v
@@ -71,8 +73,35 @@ func setRef(idx *ocispec.Index, ref string, desc ocispec.Descriptor) {
 	idx.Manifests = append(idx.Manifests, desc)
 }
 
+// dropRef takes the name from what has it. What has no other name stays in the index without one.
 func dropRef(idx *ocispec.Index, ref string) bool {
+	found := false
+	for i := 0; i < len(idx.Manifests); i++ {
+		d := idx.Manifests[i]
+		if refName(d) != ref {
+			continue
+		}
+		found = true
+		another := slices.ContainsFunc(idx.Manifests, func(o ocispec.Descriptor) bool { return o.Digest == d.Digest && refName(o) != ref })
+		if another {
+			idx.Manifests = slices.Delete(idx.Manifests, i, i+1)
+			i--
+			continue
+		}
+		a := make(map[string]string, len(d.Annotations))
+		for k, v := range d.Annotations {
+			if k != ocispec.AnnotationRefName && k != containerdName {
+				a[k] = v
+			}
+		}
+		idx.Manifests[i].Annotations = a
+	}
+	return found
+}
+
+// removeEntries removes entries and reports whether there were any.
+func removeEntries(idx *ocispec.Index, remove func(ocispec.Descriptor) bool) bool {
 	before := len(idx.Manifests)
-	idx.Manifests = slices.DeleteFunc(idx.Manifests, func(d ocispec.Descriptor) bool { return refName(d) == ref })
+	idx.Manifests = slices.DeleteFunc(idx.Manifests, remove)
 	return len(idx.Manifests) != before
 }

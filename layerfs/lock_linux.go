@@ -8,38 +8,49 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/coracle-dev/coracle/internal/lockorder"
 )
 
 // fileLock is an flock. It belongs to the open file, so it excludes goroutines of one process as well as processes,
 // and it ends with its holder, however that dies.
 type fileLock struct {
-	dirFD  int
-	name   string
-	fd     int
-	keep   bool
-	closed bool
+	dirFD    int
+	name     string
+	fd       int
+	keep     bool
+	closed   bool
+	released func()
 }
 
 // lockFile takes the lock, polling with LOCK_NB since a blocked flock would ignore ctx. Unless keep is set the file is
 // removed on release; whoever opened it in between sees that by its inode and tries again.
-func lockFile(ctx context.Context, dirFD int, name string, keep bool) (*fileLock, error) {
-	wait := 200 * time.Microsecond
-	for {
-		l, err := tryLockFile(dirFD, name, keep)
-		if err != nil {
-			return nil, fmt.Errorf("lock %s: %w", name, err)
-		}
-		if l != nil {
-			return l, nil
+func lockFile(ctx context.Context, rank lockorder.Rank, dirFD int, name string, keep bool) (*fileLock, error) {
+	var l *fileLock
+	err := poll(ctx, func() (_ bool, err error) {
+		l, err = tryLockFile(dirFD, name, keep)
+		return l != nil, err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("lock %s: %w", name, err)
+	}
+	l.released = lockorder.Taken(rank, name)
+	return l, nil
+}
+
+// poll calls try until it succeeds or fails, or the context ends.
+func poll(ctx context.Context, try func() (bool, error)) error {
+	for wait := 200 * time.Microsecond; ; wait = min(wait*2, 20*time.Millisecond) {
+		if ok, err := try(); ok || err != nil {
+			return err
 		}
 		t := time.NewTimer(wait)
 		select {
 		case <-ctx.Done():
 			t.Stop()
-			return nil, fmt.Errorf("lock %s, held by another: %w", name, context.Cause(ctx))
+			return fmt.Errorf("held by another: %w", context.Cause(ctx))
 		case <-t.C:
 		}
-		wait = min(wait*2, 20*time.Millisecond)
 	}
 }
 
@@ -76,6 +87,9 @@ func (l *fileLock) release() {
 		return
 	}
 	l.closed = true
+	if l.released != nil {
+		l.released()
+	}
 	if !l.keep {
 		_ = unix.Unlinkat(l.dirFD, l.name, 0)
 	}

@@ -119,3 +119,12 @@ type MountOptions struct {
 	// any, are the topmost read-only layer.
 	ReadOnly bool
 }
+
+// Collected says what a collection took away.
+type Collected struct {
+	// Blobs and Layers are what is gone, the latter by key.
+	Blobs  []digest.Digest
+	Layers []string
+	// Bytes is the size of those blobs and of the files of those layers.
+	Bytes int64
+}

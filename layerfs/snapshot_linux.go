@@ -13,6 +13,8 @@ import (
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/coracle-dev/coracle/internal/crashpoint"
 )
 
 // stack is the layers of an image as snapshots use them. It is written once for each image; a snapshot then only names
@@ -66,13 +68,16 @@ func (s *Store) stackFor(layers []Layer) (*stack, error) {
 	s.stacksMu.Lock()
 	defer s.stacksMu.Unlock()
 	if st := s.stacks[id]; st != nil {
-		return st, nil
+		if unix.Faccessat(s.stacksFD, id, unix.F_OK, 0) == nil {
+			return st, nil
+		}
+		delete(s.stacks, id) // collected, as its layers were
 	}
 	st, err := s.loadStack(id)
 	if err == nil || !errors.Is(err, fs.ErrNotExist) {
 		return st, err
 	}
-	st = &stack{Version: formatVersion, Root: RootAttr{Mode: 0o755}} // where no layer says anything
+	st = &stack{Version: recordVersion, Root: RootAttr{Mode: 0o755}} // where no layer says anything
 	// The topmost of two equal layers counts: what the lower one has it has too. Overlay refuses a directory twice.
 	seen := make(map[string]bool)
 	for i := len(layers) - 1; i >= 0; i-- {
@@ -99,11 +104,27 @@ func (s *Store) stackFor(layers []Layer) (*stack, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := writeFileAt(s.stacksFD, id, data, true); err != nil {
+	if err := s.writeStack(id, data); err != nil {
 		return nil, err
 	}
 	s.addStack(id, st)
 	return st, nil
+}
+
+// writeStack may be called by many processes at once, which then write the same.
+func (s *Store) writeStack(id string, data []byte) error {
+	t, err := s.newTemp()
+	if err != nil {
+		return err
+	}
+	defer t.remove()
+	if err := writeFileAt(t.fd, "stack", data, true); err != nil {
+		return err
+	}
+	if err := unix.Renameat(t.fd, "stack", s.stacksFD, id); err != nil {
+		return &fs.PathError{Op: "rename", Path: "stacks/" + id, Err: err}
+	}
+	return syncDir(s.stacksFD)
 }
 
 // loadStack is called with stacksMu held.
@@ -111,6 +132,15 @@ func (s *Store) loadStack(id string) (*stack, error) {
 	if st := s.stacks[id]; st != nil {
 		return st, nil
 	}
+	st, err := s.readStack(id)
+	if err != nil {
+		return nil, err
+	}
+	s.addStack(id, st)
+	return st, nil
+}
+
+func (s *Store) readStack(id string) (*stack, error) {
 	data, err := readFileAt(s.stacksFD, id, 1<<20)
 	if err != nil {
 		return nil, err
@@ -119,7 +149,7 @@ func (s *Store) loadStack(id string) (*stack, error) {
 	if err := json.Unmarshal(data, st); err != nil {
 		return nil, fmt.Errorf("layer stack %s: %w: %w", id, ErrCorrupt, err)
 	}
-	if st.Version != formatVersion {
+	if st.Version != recordVersion {
 		return nil, fmt.Errorf("layer stack %s: %w: version %d", id, ErrFormat, st.Version)
 	}
 	for _, k := range st.Keys {
@@ -127,7 +157,6 @@ func (s *Store) loadStack(id string) (*stack, error) {
 			return nil, fmt.Errorf("layer stack %s: %w: key %q", id, ErrCorrupt, k)
 		}
 	}
-	s.addStack(id, st)
 	return st, nil
 }
 
@@ -146,7 +175,7 @@ func (s *Store) NewSnapshot(ctx context.Context, id string, layers []Layer, opts
 	if err := s.enter(); err != nil {
 		return nil, err
 	}
-	defer s.use.RUnlock()
+	defer s.leave()
 	fail := func(err error) (*Snapshot, error) {
 		return nil, fmt.Errorf("layerfs: new snapshot %s: %w", id, err)
 	}
@@ -173,11 +202,14 @@ func (s *Store) NewSnapshot(ctx context.Context, id string, layers []Layer, opts
 	if err := unix.Mkdirat(s.snapsFD, id, 0o700); err != nil {
 		return fail(&fs.PathError{Op: "mkdir", Path: "snapshots/" + id, Err: err})
 	}
+	crashpoint.At("snapshot: directory made")
 	dir, err := n.openDir()
 	if err == nil {
 		sd := n.snapshotDir(dir)
 		if err = s.driver.Prepare(ctx, sd); err == nil {
+			crashpoint.At("snapshot: prepared")
 			err = unix.Symlinkat(target, dir, stackLink)
+			crashpoint.At("snapshot: complete")
 		}
 		unix.Close(dir)
 	}
@@ -208,7 +240,7 @@ func (s *Store) OpenSnapshot(id string) (*Snapshot, error) {
 	if err := s.enter(); err != nil {
 		return nil, err
 	}
-	defer s.use.RUnlock()
+	defer s.leave()
 	if err := checkID(id); err != nil {
 		return nil, fmt.Errorf("layerfs: open snapshot: %w", err)
 	}
@@ -234,7 +266,7 @@ func (s *Store) Snapshots() ([]string, error) {
 	if err := s.enter(); err != nil {
 		return nil, err
 	}
-	defer s.use.RUnlock()
+	defer s.leave()
 	names, err := readNames(s.snapsFD)
 	if err != nil {
 		return nil, fmt.Errorf("layerfs: list snapshots: %w", err)
@@ -247,7 +279,7 @@ func (s *Store) RemoveSnapshot(ctx context.Context, id string) error {
 	if err := s.enter(); err != nil {
 		return err
 	}
-	defer s.use.RUnlock()
+	defer s.leave()
 	if err := checkID(id); err != nil {
 		return fmt.Errorf("layerfs: remove snapshot: %w", err)
 	}
@@ -264,7 +296,7 @@ func (n *Snapshot) Mount(ctx context.Context, opts *MountOptions) (*os.File, err
 	if err := n.s.enter(); err != nil {
 		return nil, err
 	}
-	defer n.s.use.RUnlock()
+	defer n.s.leave()
 	var o MountOptions
 	if opts != nil {
 		o = *opts
@@ -287,7 +319,7 @@ func (n *Snapshot) Remove(ctx context.Context) error {
 	if err := n.s.enter(); err != nil {
 		return err
 	}
-	defer n.s.use.RUnlock()
+	defer n.s.leave()
 	return n.s.removeSnapshot(ctx, n.id)
 }
 

@@ -14,10 +14,20 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/coracle-dev/coracle/internal/crashpoint"
+	"github.com/coracle-dev/coracle/internal/lockorder"
 )
 
-// formatVersion is the version of everything in a store that the OCI image layout does not define.
-const formatVersion = 1
+// formatVersion is the version of what a store has beside the OCI image layout. Version 1 had no leases and nowhere to
+// put what is damaged.
+const formatVersion = 2
+
+// recordVersion is the version of layer records and stacks.
+const recordVersion = 1
+
+// storeDirs are the directories of a store of the present format.
+var storeDirs = []string{"blobs", "blobs/sha256", "layers", "snapshots", "stacks", "tmp", "locks", "leases", "damaged", "empty"}
 
 // storeFormat is the content of the file "format", the last one written when a store is made.
 type storeFormat struct {
@@ -36,11 +46,9 @@ type Store struct {
 	userXattrs bool
 
 	// Directory descriptors, open until Close.
-	rootFD, blobsFD, layersFD, snapsFD, stacksFD, tmpFD, locksFD int
+	rootFD, blobsFD, layersFD, snapsFD, stacksFD, tmpFD, locksFD, leasesFD, damagedFD int
 
-	// use is held shared by every call and exclusively by Close.
-	use    sync.RWMutex
-	closed bool
+	calls calls
 
 	trash trash
 
@@ -71,7 +79,7 @@ func OpenStore(dir string, opts *StoreOptions) (*Store, error) {
 		return nil, fmt.Errorf("layerfs: open store: %w", err)
 	}
 	s := &Store{dir: abs, limits: o.Limits.withDefaults(), log: o.Logger, stacks: map[string]*stack{},
-		rootFD: -1, blobsFD: -1, layersFD: -1, snapsFD: -1, stacksFD: -1, tmpFD: -1, locksFD: -1}
+		rootFD: -1, blobsFD: -1, layersFD: -1, snapsFD: -1, stacksFD: -1, tmpFD: -1, locksFD: -1, leasesFD: -1, damagedFD: -1}
 	if err := s.open(o.UserXattrs || os.Geteuid() != 0); err != nil {
 		s.closeFDs()
 		return nil, fmt.Errorf("layerfs: open store %s: %w", abs, err)
@@ -102,7 +110,7 @@ func (s *Store) open(userXattrs bool) error {
 		}
 	}
 	format, err := s.readFormat()
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) || err == nil && format.Version < formatVersion {
 		if err = s.create(userXattrs); err == nil {
 			format, err = s.readFormat()
 		}
@@ -114,7 +122,8 @@ func (s *Store) open(userXattrs bool) error {
 	for _, d := range []struct {
 		fd   *int
 		name string
-	}{{&s.blobsFD, "blobs/sha256"}, {&s.layersFD, "layers"}, {&s.snapsFD, "snapshots"}, {&s.stacksFD, "stacks"}, {&s.tmpFD, "tmp"}, {&s.locksFD, "locks"}} {
+	}{{&s.blobsFD, "blobs/sha256"}, {&s.layersFD, "layers"}, {&s.snapsFD, "snapshots"}, {&s.stacksFD, "stacks"}, {&s.tmpFD, "tmp"}, {&s.locksFD, "locks"},
+		{&s.leasesFD, "leases"}, {&s.damagedFD, "damaged"}} {
 		if *d.fd, err = openDir(s.rootFD, d.name); err != nil {
 			return fmt.Errorf("%s: %w", d.name, err)
 		}
@@ -131,8 +140,8 @@ func (s *Store) readFormat() (storeFormat, error) {
 	if err := json.Unmarshal(data, &f); err != nil {
 		return f, fmt.Errorf("%w: file format: %w", ErrFormat, err)
 	}
-	if f.Version != formatVersion {
-		return f, fmt.Errorf("%w: it has version %d, this program knows %d: use a newer version of this package or another directory", ErrFormat, f.Version, formatVersion)
+	if f.Version < 1 || f.Version > formatVersion {
+		return f, fmt.Errorf("%w: it has version %d, this program knows those up to %d: use a newer version of this package or another directory", ErrFormat, f.Version, formatVersion)
 	}
 	if f.Xattrs != "trusted" && f.Xattrs != "user" {
 		return f, fmt.Errorf("%w: xattr flavour %q", ErrFormat, f.Xattrs)
@@ -140,7 +149,9 @@ func (s *Store) readFormat() (storeFormat, error) {
 	return f, nil
 }
 
-// create makes the store's files; "format", whose presence says that all the others are there, is the last.
+// create makes the store's files, or those that an older format did not have; "format", whose version says that all of
+// that version are there, is the last. A program of an older version that has the store open meanwhile goes on, but
+// knows nothing of leases.
 func (s *Store) create(userXattrs bool) error {
 	names, err := readNames(s.rootFD)
 	if err != nil {
@@ -156,12 +167,13 @@ func (s *Store) create(userXattrs bool) error {
 			return fmt.Errorf("%w: the directory holds other files (%s): choose an empty one", ErrFormat, n)
 		}
 	}
-	l, err := lockFile(context.Background(), s.rootFD, ".lock", true)
+	l, err := lockFile(context.Background(), lockorder.Root, s.rootFD, ".lock", true)
 	if err != nil {
 		return err
 	}
 	defer l.release()
-	if _, err := s.readFormat(); err == nil || !errors.Is(err, fs.ErrNotExist) {
+	old, err := s.readFormat()
+	if err == nil && old.Version == formatVersion || err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	layout, err := readFileAt(s.rootFD, "oci-layout", 4096)
@@ -180,7 +192,7 @@ func (s *Store) create(userXattrs bool) error {
 			return err
 		}
 	}
-	for _, d := range []string{"blobs", "blobs/sha256", "layers", "snapshots", "stacks", "tmp", "locks", "empty"} {
+	for _, d := range storeDirs {
 		if err := unix.Mkdirat(s.rootFD, d, 0o700); err != nil && err != unix.EEXIST {
 			return fmt.Errorf("mkdir %s: %w", d, err)
 		}
@@ -190,9 +202,16 @@ func (s *Store) create(userXattrs bool) error {
 	if userXattrs {
 		flavour = "user"
 	}
+	if old.Xattrs != "" {
+		flavour = old.Xattrs
+	}
 	data, err := json.Marshal(storeFormat{Version: formatVersion, Xattrs: flavour})
 	if err != nil {
 		return err
+	}
+	// The directories in blobs too: syncing the one above says nothing about them.
+	if err := unix.Syncfs(s.rootFD); err != nil {
+		return fmt.Errorf("sync: %w", err)
 	}
 	return writeFileAt(s.rootFD, "format", data, true)
 }
@@ -200,14 +219,12 @@ func (s *Store) create(userXattrs bool) error {
 // Dir returns the absolute path of the store.
 func (s *Store) Dir() string { return s.dir }
 
-// Close waits for the calls in progress, and until the files of removed snapshots are gone, and frees what the store holds in this process. Mounts made by it stay.
+// Close waits for the calls in progress, and until the files of removed snapshots are gone, and frees what the store
+// holds in this process. Mounts made by it stay.
 func (s *Store) Close() error {
-	s.use.Lock()
-	defer s.use.Unlock()
-	if s.closed {
+	if !s.calls.close() {
 		return nil
 	}
-	s.closed = true
 	s.closeTrash()
 	err := s.driver.Close()
 	s.closeFDs()
@@ -215,23 +232,64 @@ func (s *Store) Close() error {
 }
 
 func (s *Store) closeFDs() {
-	for _, fd := range []int{s.rootFD, s.blobsFD, s.layersFD, s.snapsFD, s.stacksFD, s.tmpFD, s.locksFD} {
+	for _, fd := range []int{s.rootFD, s.blobsFD, s.layersFD, s.snapsFD, s.stacksFD, s.tmpFD, s.locksFD, s.leasesFD, s.damagedFD} {
 		if fd >= 0 {
 			unix.Close(fd)
 		}
 	}
 }
 
-// enter begins a public call, which must end with s.use.RUnlock. Internal functions do not call it: a second RLock
-// under a waiting Close would never return.
+// calls counts the public calls in progress, which Close waits for. They may be nested.
+type calls struct {
+	mu     sync.Mutex
+	n      int
+	closed bool
+	idle   chan struct{} // made by close, closed when n is 0
+}
+
+func (c *calls) enter() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return false
+	}
+	c.n++
+	return true
+}
+
+func (c *calls) leave() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.n--; c.n == 0 && c.closed {
+		close(c.idle)
+	}
+}
+
+// close lets nobody in any more and waits for those inside. It returns false to all but the first.
+func (c *calls) close() bool {
+	c.mu.Lock()
+	if c.closed {
+		c.mu.Unlock()
+		return false
+	}
+	c.closed, c.idle = true, make(chan struct{})
+	if c.n == 0 {
+		close(c.idle)
+	}
+	c.mu.Unlock()
+	<-c.idle
+	return true
+}
+
+// enter begins a public call, which must end with leave.
 func (s *Store) enter() error {
-	s.use.RLock()
-	if s.closed {
-		s.use.RUnlock()
+	if !s.calls.enter() {
 		return fmt.Errorf("layerfs: store %s: %w", s.dir, ErrClosed)
 	}
 	return nil
 }
+
+func (s *Store) leave() { s.calls.leave() }
 
 // tempDir is a directory under tmp that its maker holds an flock on. Whoever can take the lock knows that the maker is
 // dead.
@@ -272,7 +330,7 @@ func (t *tempDir) remove() {
 	unix.Close(t.fd)
 }
 
-// sweep removes temporary directories and lock files whose owner is dead.
+// sweep removes temporary directories, leases and lock files whose owner is dead.
 func (s *Store) sweep() error {
 	names, err := readNames(s.tmpFD)
 	if err != nil {
@@ -286,16 +344,18 @@ func (s *Store) sweep() error {
 		}
 		if flock(fd, unix.LOCK_EX|unix.LOCK_NB) == nil {
 			errs = append(errs, removeTree(s.tmpFD, n))
+			crashpoint.At("sweep: a temporary directory is gone")
 		}
 		unix.Close(fd)
 	}
-	names, err = readNames(s.locksFD)
-	if err != nil {
-		return err
-	}
-	for _, n := range names {
-		if l, err := tryLockFile(s.locksFD, n, false); err == nil && l != nil {
-			l.release()
+	for _, dir := range []int{s.locksFD, s.leasesFD} {
+		if names, err = readNames(dir); err != nil {
+			return err
+		}
+		for _, n := range names {
+			if l, err := tryLockFile(dir, n, false); err == nil && l != nil {
+				l.release()
+			}
 		}
 	}
 	return errors.Join(errs...)
@@ -336,10 +396,11 @@ func readFileAt(at int, name string, max int64) ([]byte, error) {
 	return data, nil
 }
 
-// writeFileAt replaces a file of the store by rename. With sync it survives a power cut, old or new, never half.
+// writeFileAt replaces a file of the store by rename. With sync it survives a power cut, old or new, never half. One
+// writer at a time: what a killed one left is overwritten by the next.
 func writeFileAt(at int, name string, data []byte, sync bool) error {
-	tmp := name + "." + randomName()
-	fd, err := openatRetry(at, tmp, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)
+	tmp := name + ".new"
+	fd, err := openatRetry(at, tmp, unix.O_WRONLY|unix.O_CREAT|unix.O_TRUNC|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return &fs.PathError{Op: "create", Path: tmp, Err: err}
 	}
@@ -352,6 +413,7 @@ func writeFileAt(at int, name string, data []byte, sync bool) error {
 		err = cerr
 	}
 	if err == nil {
+		crashpoint.At("write " + name + ": written")
 		if err = unix.Renameat(at, tmp, at, name); err != nil {
 			err = &fs.PathError{Op: "rename", Path: name, Err: err}
 		}
@@ -360,6 +422,7 @@ func writeFileAt(at int, name string, data []byte, sync bool) error {
 		_ = unix.Unlinkat(at, tmp, 0)
 		return err
 	}
+	crashpoint.At("write " + name + ": renamed")
 	if sync {
 		return syncDir(at)
 	}

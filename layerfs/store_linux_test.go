@@ -20,6 +20,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
+	"github.com/coracle-dev/coracle/internal/crashpoint"
+	"github.com/coracle-dev/coracle/internal/lockorder"
 	"github.com/coracle-dev/coracle/internal/testutil"
 )
 
@@ -39,6 +41,7 @@ func TestMain(m *testing.M) {
 		fmt.Println("examples that mount are skipped: they need root")
 		flag.Set("test.skip", "^Example(Snapshot|MountOptions|SnapshotOptions)$")
 	}
+	lockorder.Enforce(func(violation string) { panic(violation) })
 	code := testutil.LeakCheck(m)
 	os.Exit(code)
 }
@@ -332,7 +335,7 @@ func TestReferences(t *testing.T) {
 	wantEmpty(t, s, "locks")
 	ctx, cancel := context.WithCancel(ctx)
 	cancel()
-	l, err := lockFile(context.Background(), s.locksFD, "index", false)
+	l, err := lockFile(context.Background(), lockorder.Index, s.locksFD, "index", false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -394,6 +397,17 @@ func child(mode string, args []string) error {
 		return nil
 	case "unpack":
 		return childUnpack(s, args[1:])
+	case "lease":
+		return childLease(s, args[1:])
+	case "collect":
+		crashpoint.Observe(func(step string) {
+			if step == args[1] {
+				_ = unix.Kill(os.Getpid(), unix.SIGKILL)
+				select {}
+			}
+		})
+		_, err := s.Collect(context.Background(), keepNothing)
+		return err
 	}
 	return fmt.Errorf("mode %q", mode)
 }

@@ -110,3 +110,71 @@ func (s *Snapshot) Mount(ctx context.Context, opts *MountOptions) (*os.File, err
 
 // Remove removes the snapshot.
 func (s *Snapshot) Remove(ctx context.Context) error { return errors.ErrUnsupported }
+
+// Manifests returns all entries of the index.
+func (s *Store) Manifests() ([]ocispec.Descriptor, error) { return nil, errors.ErrUnsupported }
+
+// Hold keeps Collect out of a store for a moment.
+type Hold struct{}
+
+// Hold keeps collections out.
+func (s *Store) Hold(ctx context.Context) (*Hold, error) { return nil, errors.ErrUnsupported }
+
+// Release lets collections in again.
+func (h *Hold) Release() {}
+
+// Lease keeps blobs and layers from Collect.
+type Lease struct{}
+
+// Lease makes a lease.
+func (s *Store) Lease(ctx context.Context, blobs, diffIDs []digest.Digest) (*Lease, error) {
+	return nil, errors.ErrUnsupported
+}
+
+// Release ends the lease.
+func (l *Lease) Release() {}
+
+// Collection is a store while what nobody uses is taken away.
+type Collection struct{}
+
+// Manifests returns all entries of the index.
+func (c *Collection) Manifests() ([]ocispec.Descriptor, error) { return nil, errors.ErrUnsupported }
+
+// RemoveManifests removes entries of the index.
+func (c *Collection) RemoveManifests(remove func(ocispec.Descriptor) bool) error {
+	return errors.ErrUnsupported
+}
+
+// KeepBlob keeps a blob.
+func (c *Collection) KeepBlob(d digest.Digest) {}
+
+// KeepLayers keeps the layers of an image.
+func (c *Collection) KeepLayers(diffIDs []digest.Digest) error { return errors.ErrUnsupported }
+
+// KeepLayer keeps one layer.
+func (c *Collection) KeepLayer(l Layer) {}
+
+// Collect takes away what nobody uses.
+func (s *Store) Collect(ctx context.Context, mark func(*Collection) error) (*Collected, error) {
+	return nil, errors.ErrUnsupported
+}
+
+// SetAside takes a damaged layer out of use.
+func (s *Store) SetAside(l Layer) error { return errors.ErrUnsupported }
+
+// SetBlobAside takes a damaged blob out of use.
+func (s *Store) SetBlobAside(d digest.Digest) error { return errors.ErrUnsupported }
+
+// VerifyBlob reads a blob and checks it.
+func (s *Store) VerifyBlob(ctx context.Context, desc ocispec.Descriptor) error {
+	return errors.ErrUnsupported
+}
+
+// VerifyLayer compares a layer with what its blob unpacks to.
+func (s *Store) VerifyLayer(ctx context.Context, spec LayerSpec) error { return errors.ErrUnsupported }
+
+// VerifySnapshot checks that a snapshot is whole.
+func (s *Store) VerifySnapshot(id string) error { return errors.ErrUnsupported }
+
+// VerifyLayerRecord checks what can be checked of a layer without its blob.
+func (s *Store) VerifyLayerRecord(key string) error { return errors.ErrUnsupported }

@@ -13,6 +13,9 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
 	"golang.org/x/sys/unix"
+
+	"github.com/coracle-dev/coracle/internal/crashpoint"
+	"github.com/coracle-dev/coracle/internal/lockorder"
 )
 
 // layerRecord is layers/KEY/layer.json, beside the files in layers/KEY/fs.
@@ -56,7 +59,7 @@ func (s *Store) Layers(diffIDs []digest.Digest) ([]Layer, error) {
 	if err := s.enter(); err != nil {
 		return nil, err
 	}
-	defer s.use.RUnlock()
+	defer s.leave()
 	layers := make([]Layer, 0, len(diffIDs))
 	for _, d := range diffIDs {
 		if _, err := blobName(d); err != nil {
@@ -83,7 +86,7 @@ func (s *Store) LayerKeys() ([]string, error) {
 	if err := s.enter(); err != nil {
 		return nil, err
 	}
-	defer s.use.RUnlock()
+	defer s.leave()
 	names, err := readNames(s.layersFD)
 	if err != nil {
 		return nil, fmt.Errorf("layerfs: list layers: %w", err)
@@ -97,7 +100,7 @@ func (s *Store) RemoveLayer(ctx context.Context, key string) error {
 	if err := s.enter(); err != nil {
 		return err
 	}
-	defer s.use.RUnlock()
+	defer s.leave()
 	if !validKey(key) {
 		return fmt.Errorf("layerfs: remove layer %q: %w", key, fs.ErrInvalid)
 	}
@@ -128,7 +131,7 @@ func (s *Store) readLayer(key string) (layerRecord, error) {
 	if err := json.Unmarshal(data, &rec); err != nil {
 		return rec, fmt.Errorf("layer %s: %w: %w", key, ErrCorrupt, err)
 	}
-	if rec.Version != formatVersion || rec.Key != key {
+	if rec.Version != recordVersion || rec.Key != key {
 		return rec, fmt.Errorf("layer %s: %w: record of %s, version %d", key, ErrCorrupt, rec.Key, rec.Version)
 	}
 	return rec, nil
@@ -141,7 +144,7 @@ func (s *Store) Unpack(ctx context.Context, spec LayerSpec) (Layer, error) {
 	if err := s.enter(); err != nil {
 		return Layer{}, err
 	}
-	defer s.use.RUnlock()
+	defer s.leave()
 	l, err := s.unpack(ctx, &spec, chainOf(spec.Parents, spec.DiffID), func(context.Context) ([]Layer, error) { return spec.Parents, nil })
 	if err != nil {
 		return Layer{}, fmt.Errorf("layerfs: unpack layer %s: %w", spec.DiffID, err)
@@ -156,7 +159,7 @@ func (s *Store) UnpackAll(ctx context.Context, specs []LayerSpec, opts *UnpackOp
 	if err := s.enter(); err != nil {
 		return nil, err
 	}
-	defer s.use.RUnlock()
+	defer s.leave()
 	parallel := 3
 	if opts != nil && opts.Parallelism > 0 {
 		parallel = opts.Parallelism
@@ -239,12 +242,12 @@ func (s *Store) unpack(ctx context.Context, spec *LayerSpec, chainID digest.Dige
 	if l, ok := s.findLayer(spec.DiffID, chainID); ok {
 		return finished(l)
 	}
-	chainLock, err := lockFile(ctx, s.locksFD, layerKey("c-", chainID), false)
+	chainLock, err := lockFile(ctx, lockorder.Chain, s.locksFD, layerKey("c-", chainID), false)
 	if err != nil {
 		return Layer{}, err
 	}
 	defer chainLock.release()
-	diffLock, err := lockFile(ctx, s.locksFD, layerKey("d-", spec.DiffID), false)
+	diffLock, err := lockFile(ctx, lockorder.DiffID, s.locksFD, layerKey("d-", spec.DiffID), false)
 	if err != nil {
 		return Layer{}, err
 	}
@@ -257,8 +260,9 @@ func (s *Store) unpack(ctx context.Context, spec *LayerSpec, chainID digest.Dige
 	if err != nil && stored && errors.Is(err, ErrCorrupt) && spec.Open != nil && ctx.Err() == nil {
 		// The blob has rotted since it was stored. A descriptor that lies would fail in the same way the second time.
 		s.log.Warn("a stored blob is damaged and fetched again", "digest", spec.Descriptor.Digest, "error", err)
-		_ = unix.Unlinkat(s.blobsFD, spec.Descriptor.Digest.Encoded(), 0)
-		l, _, err = u.run(ctx)
+		if err = s.setAside(s.blobsFD, spec.Descriptor.Digest.Encoded()); err == nil {
+			l, _, err = u.run(ctx)
+		}
 	}
 	if err != nil {
 		return Layer{}, err
@@ -413,7 +417,7 @@ func (u *unpacking) pipeline(ctx context.Context, blob *os.File, stored bool, ro
 
 // lowers waits for the layers below, when the archive turns out to need them.
 func (u *unpacking) lowers(ctx context.Context) (*lowerView, error) {
-	u.diffLock.release()
+	u.diffLock.release() // nil where nothing is made
 	below, err := u.parents(ctx)
 	if err != nil {
 		return nil, err
@@ -446,7 +450,7 @@ func (u *unpacking) sync(t *tempDir, a *applier, blob *os.File) error {
 // commit syncs and renames. The renames are not synced: a power cut may take them back, and the layer is fetched again.
 func (u *unpacking) commit(t *tempDir, a *applier, blob *os.File) (Layer, error) {
 	s := u.s
-	rec := layerRecord{Version: formatVersion, Bytes: a.written, Entries: a.tr.entries,
+	rec := layerRecord{Version: recordVersion, Bytes: a.written, Entries: a.tr.entries,
 		Layer: Layer{DiffID: u.spec.DiffID, ChainID: u.chainID, Key: layerKey("d-", u.spec.DiffID)}}
 	if a.dependent() {
 		rec.Key = layerKey("c-", u.chainID)
@@ -467,10 +471,12 @@ func (u *unpacking) commit(t *tempDir, a *applier, blob *os.File) (Layer, error)
 	if err := u.sync(t, a, blob); err != nil {
 		return Layer{}, fmt.Errorf("sync: %w", err)
 	}
+	crashpoint.At("unpack: layer synced")
 	if blob != nil {
 		if err := unix.Renameat(t.fd, "blob", s.blobsFD, u.spec.Descriptor.Digest.Encoded()); err != nil {
 			return Layer{}, fmt.Errorf("store blob: %w", err)
 		}
+		crashpoint.At("unpack: blob in sight")
 	}
 	err = unix.Renameat(t.fd, "layer", s.layersFD, rec.Key)
 	if err == unix.EEXIST || err == unix.ENOTEMPTY {
@@ -479,5 +485,6 @@ func (u *unpacking) commit(t *tempDir, a *applier, blob *os.File) (Layer, error)
 	if err != nil {
 		return Layer{}, fmt.Errorf("store layer: %w", err)
 	}
+	crashpoint.At("unpack: layer in sight")
 	return rec.Layer, nil
 }
