@@ -10,7 +10,9 @@ import (
 	"sync"
 	"time"
 
+	"github.com/coracle-dev/coracle/internal/crashpoint"
 	"github.com/coracle-dev/coracle/internal/filelock"
+	"github.com/coracle-dev/coracle/internal/lockorder"
 	"github.com/coracle-dev/coracle/internal/statefile"
 	"github.com/coracle-dev/coracle/layerfs"
 )
@@ -67,14 +69,11 @@ func (e *Engine) create(ctx context.Context, spec *ContainerSpec) (_ *Container,
 	if err := spec.validate(); err != nil {
 		return nil, err
 	}
-	img, err := e.imageFor(ctx, spec)
+	img, layers, release, err := e.imageFor(ctx, spec)
 	if err != nil {
 		return nil, err
 	}
-	layers, err := img.layers(ctx)
-	if err != nil {
-		return nil, err
-	}
+	defer func() { release() }()
 	st := &containerState{
 		Version: stateVersion, ID: newID(idLength / 2), Name: spec.Name, Owner: e.owner.id, Status: StatusCreated,
 		Spec: spec.clone(), ImageID: img.ID(), Layers: layers, Created: time.Now(),
@@ -88,6 +87,7 @@ func (e *Engine) create(ctx context.Context, spec *ContainerSpec) (_ *Container,
 	if err := e.addState(st); err != nil {
 		return nil, err
 	}
+	release() // from here on the container's state keeps the layers
 	c := &Container{eng: e, id: st.ID, name: st.Name, state: st}
 	defer func() {
 		if err != nil {
@@ -98,6 +98,7 @@ func (e *Engine) create(ctx context.Context, spec *ContainerSpec) (_ *Container,
 		if err := e.addName(spec.Name, st.ID); err != nil {
 			return nil, err
 		}
+		crashpoint.At("create: named")
 	}
 	// An attached container does not outlive its program, and what it wrote does not have to outlive a power failure.
 	// Without Volatile, its end would write out everything that the host has not written yet.
@@ -118,7 +119,11 @@ func (e *Engine) discard(ctx context.Context, st *containerState) error {
 	if err := e.removeGroup(ctx, st.ID); err != nil {
 		errs = append(errs, err)
 	}
-	errs = append(errs, e.store.RemoveSnapshot(ctx, st.ID), e.removeName(st.Name, st.ID))
+	crashpoint.At("discard: cgroup gone")
+	errs = append(errs, e.store.RemoveSnapshot(ctx, st.ID))
+	crashpoint.At("discard: snapshot gone")
+	errs = append(errs, e.removeName(st.Name, st.ID))
+	crashpoint.At("discard: name gone")
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
@@ -219,7 +224,9 @@ func (c *Container) lock(ctx context.Context) (*containerState, func(), error) {
 		c.op.Unlock()
 		return nil, nil, err
 	}
+	released := func() {}
 	unlock := func() {
+		released()
 		dir.Close()
 		c.op.Unlock()
 	}
@@ -227,6 +234,7 @@ func (c *Container) lock(ctx context.Context) (*containerState, func(), error) {
 		unlock()
 		return nil, nil, err
 	}
+	released = lockorder.Taken(lockorder.Operation, c.id)
 	st, err := c.current()
 	if err == nil && !sameFile(c.eng.containerDir(c.id), dir) {
 		err = fs.ErrNotExist

@@ -16,6 +16,7 @@ import (
 
 	"github.com/coracle-dev/coracle/cgroup"
 	"github.com/coracle-dev/coracle/internal/filelock"
+	"github.com/coracle-dev/coracle/internal/lockorder"
 	"github.com/coracle-dev/coracle/internal/statefile"
 	"github.com/coracle-dev/coracle/layerfs"
 	"github.com/coracle-dev/coracle/nsexec"
@@ -219,6 +220,7 @@ func (e *Engine) checkRoot(ctx context.Context) error {
 		if lockErr := filelock.Lock(ctx, lock); lockErr != nil {
 			return lockErr
 		}
+		defer lockorder.Taken(lockorder.Root, "engine.lock")()
 		if err = statefile.Read(e.root, "engine.json", &r); errors.Is(err, os.ErrNotExist) {
 			r = rootRecord{Version: rootFormat, Host: hostID()}
 			err = statefile.Write(e.root, "engine.json", r)

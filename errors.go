@@ -3,6 +3,7 @@ package coracle
 import (
 	"errors"
 	"fmt"
+	"strings"
 )
 
 // Errors that the standard library has no word for. What does not exist matches fs.ErrNotExist, what exists already
@@ -62,3 +63,23 @@ func (e *UnsupportedError) Error() string {
 
 // Is makes the error match errors.ErrUnsupported.
 func (e *UnsupportedError) Is(target error) bool { return target == errors.ErrUnsupported }
+
+// An InUseError says which objects still need the one that was to go. It matches [ErrInUse].
+type InUseError struct {
+	Kind  string   // what uses it: "container"
+	Users []string // their names
+}
+
+// Error names the users.
+func (e *InUseError) Error() string {
+	const most = 5
+	names := e.Users
+	more := ""
+	if len(names) > most {
+		names, more = names[:most], fmt.Sprintf(" and %d more", len(e.Users)-most)
+	}
+	return fmt.Sprintf("in use by %s %s%s", e.Kind, strings.Join(names, ", "), more)
+}
+
+// Is makes the error match ErrInUse.
+func (e *InUseError) Is(target error) bool { return target == ErrInUse }

@@ -3,10 +3,17 @@ package coracle
 import (
 	"context"
 	"os"
+
+	"github.com/coracle-dev/coracle/layerfs"
 )
 
 // GroupPrefix is how the names of an engine's cgroups begin.
 func (e *Engine) GroupPrefix() string { return e.groupPrefix() }
+
+// layers returns the unpacked layers of an image.
+func (i *Image) layers(context.Context) ([]layerfs.Layer, error) {
+	return i.eng.store.Layers(i.config.RootFS.DiffIDs)
+}
 
 // MountImage returns a detached mount of an image's root filesystem, in a snapshot of its own that remove takes away.
 func (e *Engine) MountImage(ctx context.Context, img *Image) (root *os.File, remove func() error, err error) {

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"slices"
 	"strings"
@@ -105,18 +106,14 @@ func (i *Image) Size() int64 {
 // Layers returns the digests of the uncompressed layers, lowest first (the diff_ids of the specification).
 func (i *Image) Layers() []digest.Digest { return slices.Clone(i.config.RootFS.DiffIDs) }
 
-// layers returns the unpacked layers, lowest first. Where one is missing it is unpacked from its blob; where that is
-// gone too the error matches fs.ErrNotExist, and a pull brings it back.
-func (i *Image) layers(ctx context.Context) ([]layerfs.Layer, error) {
-	layers, err := i.eng.store.Layers(i.config.RootFS.DiffIDs)
-	if err == nil || !errors.Is(err, fs.ErrNotExist) {
-		return layers, err
-	}
-	specs := make([]layerfs.LayerSpec, len(i.manifest.Layers))
-	for n, l := range i.manifest.Layers {
-		specs[n] = layerfs.LayerSpec{Descriptor: l, DiffID: i.config.RootFS.DiffIDs[n]}
-	}
-	return i.eng.store.UnpackAll(ctx, specs, nil)
+// layerSpecs says what the layers of the image are.
+func (i *Image) layerSpecs(fetch func(context.Context, ocispec.Descriptor) (io.ReadCloser, error)) []layerfs.LayerSpec {
+	return layerSpecs(&i.manifest, &i.config, fetch)
+}
+
+// lease keeps all that the image consists of.
+func (i *Image) lease(ctx context.Context) (*layerfs.Lease, error) {
+	return leaseImage(ctx, i.eng.store, i.desc.Digest, &i.manifest, &i.config)
 }
 
 // Image finds an image of the store by its name ("alpine", "quay.io/team/app:v2"), its id, a prefix of its id that no
@@ -133,8 +130,9 @@ func (e *Engine) Image(ctx context.Context, refOrID string) (*Image, error) {
 	return nil, imageError("find", refOrID, err)
 }
 
-// Images returns the images of the store, each once, by name. Entries that other tools made and that are no images,
-// or whose files are missing, are left out and logged.
+// Images returns the images of the store, each once, by name; first those that have none, since another image has
+// taken their last name or [Image.Untag] has. Entries that other tools made and that are no images, or whose files are
+// missing, are left out and logged.
 func (e *Engine) Images(ctx context.Context) ([]*Image, error) {
 	err := e.use()
 	if err == nil {
@@ -161,7 +159,7 @@ func (e *Engine) findImage(ctx context.Context, name string) (*Image, error) {
 		}
 		if ref.Digest != "" {
 			// The same image under another name of the same repository.
-			for _, r := range refs {
+			for _, r := range refs { // one without a name may have been of any repository
 				if r.Descriptor.Digest == ref.Digest && (strings.HasPrefix(r.Name, ref.Name()+":") || strings.HasPrefix(r.Name, ref.Name()+"@")) {
 					return e.loadImage(ctx, r.Descriptor, refNames(refs, ref.Digest, r.Name))
 				}
@@ -239,7 +237,7 @@ func (e *Engine) listImages(ctx context.Context) ([]*Image, error) {
 func refNames(refs []layerfs.Reference, d digest.Digest, first string) []string {
 	var names []string
 	for _, r := range refs {
-		if r.Descriptor.Digest == d && r.Name != first {
+		if r.Descriptor.Digest == d && r.Name != first && r.Name != "" {
 			names = append(names, r.Name)
 		}
 	}
@@ -295,7 +293,7 @@ func (e *Engine) writeBlob(ctx context.Context, desc ocispec.Descriptor, data []
 	if _, err = e.store.ReadBlob(ctx, desc, maxManifest); err == nil || !errors.Is(err, layerfs.ErrCorrupt) {
 		return err
 	}
-	if err := e.store.RemoveBlob(desc.Digest); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := e.store.SetBlobAside(desc.Digest); err != nil {
 		return err
 	}
 	return e.store.WriteBlob(ctx, desc, bytes.NewReader(data))

@@ -78,23 +78,6 @@ func (e *Engine) imageFromFS(ctx context.Context, name string, fsys fs.FS, opts 
 	if err != nil {
 		return nil, err
 	}
-	spec := layerfs.LayerSpec{
-		Descriptor: layer,
-		DiffID:     layer.Digest, // it is not compressed
-		Open: func(ctx context.Context) (io.ReadCloser, error) {
-			r, w := io.Pipe()
-			go func() {
-				w.CloseWithError(writeTar(ctx, w, fsys, o.KeepTimes))
-			}()
-			return r, nil
-		},
-	}
-	if _, err := e.store.UnpackAll(ctx, []layerfs.LayerSpec{spec}, nil); err != nil {
-		if errors.Is(err, layerfs.ErrCorrupt) {
-			return nil, fmt.Errorf("the files changed while they were read: %w", err)
-		}
-		return nil, err
-	}
 	config := ocispec.Image{
 		Platform: ocispec.Platform{OS: platform.OS, Architecture: platform.Architecture, Variant: platform.Variant},
 		Config:   o.Config,
@@ -117,6 +100,28 @@ func (e *Engine) imageFromFS(ctx context.Context, name string, fsys fs.FS, opts 
 		return nil, err
 	}
 	desc := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: digest.FromBytes(manifest), Size: int64(len(manifest)), Platform: &platform}
+	spec := layerfs.LayerSpec{
+		Descriptor: layer,
+		DiffID:     layer.Digest, // it is not compressed
+		Open: func(ctx context.Context) (io.ReadCloser, error) {
+			r, w := io.Pipe()
+			go func() {
+				w.CloseWithError(writeTar(ctx, w, fsys, o.KeepTimes))
+			}()
+			return r, nil
+		},
+	}
+	lease, err := e.store.Lease(ctx, []digest.Digest{desc.Digest, configDesc.Digest, layer.Digest}, config.RootFS.DiffIDs)
+	if err != nil {
+		return nil, err
+	}
+	defer lease.Release()
+	if _, err := e.store.UnpackAll(ctx, []layerfs.LayerSpec{spec}, nil); err != nil {
+		if errors.Is(err, layerfs.ErrCorrupt) {
+			return nil, fmt.Errorf("the files changed while they were read: %w", err)
+		}
+		return nil, err
+	}
 	return e.addImage(ctx, ref.key(), desc, manifest, configDesc, rawConfig)
 }
 

@@ -311,6 +311,11 @@ func TestImageLayersComeBack(t *testing.T) {
 	if err := e.store.RemoveLayer(t.Context(), keys[0]); err != nil {
 		t.Fatal(err)
 	}
+	_, _, release, err := e.imageFor(t.Context(), &ContainerSpec{Image: "a"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	release()
 	if got, err := os.ReadFile(filepath.Join(unpacked(t, img), "f")); err != nil || string(got) != "1" {
 		t.Errorf("%q, %v", got, err)
 	}

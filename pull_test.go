@@ -213,9 +213,11 @@ func TestPullPolicy(t *testing.T) {
 	}
 	// By id it needs no registry.
 	reg.Close()
-	if _, err := e.imageFor(t.Context(), &ContainerSpec{Image: img.ID().Encoded()[:12]}); err != nil {
-		t.Error(err)
+	_, _, release, err := e.imageFor(t.Context(), &ContainerSpec{Image: img.ID().Encoded()[:12]})
+	if err != nil {
+		t.Fatal(err)
 	}
+	release()
 }
 
 func TestPullByDigest(t *testing.T) {
@@ -837,8 +839,10 @@ func BenchmarkImageFor(b *testing.B) {
 	reg.Push("app", "v1", registrytest.RandomImage(1, 6, 1000))
 	spec := &ContainerSpec{Image: reg.Host + "/app:v1"}
 	for b.Loop() {
-		if _, err := e.imageFor(b.Context(), spec); err != nil {
+		_, _, release, err := e.imageFor(b.Context(), spec)
+		if err != nil {
 			b.Fatal(err)
 		}
+		release()
 	}
 }

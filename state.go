@@ -13,6 +13,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/coracle-dev/coracle/internal/crashpoint"
 	"github.com/coracle-dev/coracle/internal/statefile"
 	"github.com/coracle-dev/coracle/layerfs"
 )
@@ -87,12 +88,15 @@ func (e *Engine) addState(st *containerState) error {
 	if err := os.Mkdir(making, 0o700); err != nil {
 		return err
 	}
+	crashpoint.At("create: directory made")
 	b, err := json.Marshal(st)
 	if err == nil {
 		err = os.WriteFile(filepath.Join(making, "state.json"), b, 0o600) // nobody sees it before the rename
 	}
 	if err == nil {
+		crashpoint.At("create: state written")
 		err = os.Rename(making, e.containerDir(st.ID))
+		crashpoint.At("create: container in sight")
 	}
 	if err != nil {
 		os.RemoveAll(making)
@@ -106,6 +110,7 @@ func (e *Engine) removeState(id string) error {
 	if err := os.Rename(e.containerDir(id), removing); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
+	crashpoint.At("discard: container out of sight")
 	return os.RemoveAll(removing)
 }
 

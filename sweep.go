@@ -9,7 +9,9 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/coracle-dev/coracle/internal/crashpoint"
 	"github.com/coracle-dev/coracle/internal/filelock"
+	"github.com/coracle-dev/coracle/internal/lockorder"
 )
 
 // sweep removes what dead engines left: their running containers, which the kernel has ended, and those with AutoRemove
@@ -25,6 +27,7 @@ func (e *Engine) sweep(ctx context.Context) error {
 	if err := filelock.Lock(ctx, lock); err != nil {
 		return err
 	}
+	defer lockorder.Taken(lockorder.Sweep, "sweep.lock")()
 	dead, err := deadOwners(e.ownersDir())
 	defer func() {
 		for _, o := range dead {
@@ -37,9 +40,11 @@ func (e *Engine) sweep(ctx context.Context) error {
 	if err := e.sweepContainers(ctx, dead); err != nil {
 		return err
 	}
+	crashpoint.At("sweep: containers done")
 	if err := e.sweepOrphans(ctx); err != nil {
 		return err
 	}
+	crashpoint.At("sweep: orphans done")
 	for _, o := range dead {
 		if run := runDir(e.config.Run); run != "" {
 			if err := os.RemoveAll(filepath.Join(run, "plans", o.id)); err != nil {
@@ -78,29 +83,51 @@ func (e *Engine) sweepContainers(ctx context.Context, dead []*owner) error {
 			}
 			continue
 		}
-		st, err := e.readState(entry.Name())
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			e.log.Warn("a container's state cannot be read", "id", entry.Name(), "error", err)
-			continue
-		}
-		if st.Owner == "" || !gone(st.Owner) {
-			continue
-		}
-		if st.Status == StatusRunning || st.Spec.AutoRemove {
-			e.log.Info("removing a container whose program was killed", "container", st.Name, "id", st.ID)
-			if err := e.discard(ctx, st); err != nil {
-				return err
-			}
-			continue
-		}
-		c := &Container{eng: e, id: st.ID, name: st.Name}
-		st.Owner = ""
-		if err := c.setState(st); err != nil {
+		if err := e.sweepContainer(ctx, entry.Name(), gone); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// sweepContainer looks at one container. Others may be starting or removing it.
+func (e *Engine) sweepContainer(ctx context.Context, id string, gone func(owner string) bool) error {
+	unreadable := func(err error) error {
+		if errors.Is(err, fs.ErrNotExist) || !validID(id) {
+			return nil
+		}
+		e.log.Warn("a container's state cannot be read: see Engine.Check", "id", id, "error", err)
+		return nil
+	}
+	st, err := e.readState(id)
+	if err != nil {
+		return unreadable(err)
+	}
+	if st.Owner != "" && !gone(st.Owner) {
+		return nil
+	}
+	c := &Container{eng: e, id: st.ID, name: st.Name}
+	st, unlock, err := c.lock(ctx)
+	if err != nil {
+		if ctx.Err() != nil {
+			return err
+		}
+		return unreadable(err)
+	}
+	defer unlock()
+	if st.Owner != "" && !gone(st.Owner) {
+		return nil
+	}
+	// One without a snapshot was never completed, or was being removed.
+	_, err = e.store.OpenSnapshot(id)
+	half := errors.Is(err, fs.ErrNotExist)
+	switch {
+	case half || st.Owner != "" && (st.Status == StatusRunning || st.Spec.AutoRemove):
+		e.log.Info("removing a container whose program was killed", "container", st.Name, "id", st.ID)
+		return e.discard(ctx, st)
+	case st.Owner != "":
+		st.Owner = ""
+		return c.setState(st)
 	}
 	return nil
 }

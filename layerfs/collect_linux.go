@@ -22,11 +22,8 @@ type Collection struct {
 	blobs, layers map[string]bool // names and keys to keep
 }
 
-// Manifests returns all entries of the index, those without a name too.
-func (c *Collection) Manifests() ([]ocispec.Descriptor, error) {
-	idx, err := c.s.readIndex()
-	return idx.Manifests, err
-}
+// List returns all entries of the index, in its order, those without a name too.
+func (c *Collection) List() ([]Reference, error) { return c.s.list() }
 
 // RemoveManifests removes the entries of the index for which remove returns true.
 func (c *Collection) RemoveManifests(remove func(ocispec.Descriptor) bool) error {
@@ -223,15 +220,15 @@ func (s *Store) collectBlobs(t *tempDir, c *Collection, got *Collected) error {
 	return nil
 }
 
-// collectDamaged takes what was set aside, but for layers that snapshots are made of: a container may be running on
-// one, and goes on until it ends.
+// collectDamaged takes what was set aside, but for layers that snapshots are made of, as a container may be running on
+// one and goes on until it ends, and for an old index, which is for a person to look at and remove.
 func (s *Store) collectDamaged(t *tempDir, inSnapshots map[string]bool) error {
 	names, err := readNames(s.damagedFD)
 	if err != nil {
 		return err
 	}
 	for _, name := range names {
-		if key, _, _ := strings.Cut(name, "."); inSnapshots[key] {
+		if key, _, _ := strings.Cut(name, "."); inSnapshots[key] || strings.HasPrefix(name, "index.json.") {
 			continue
 		}
 		if err := unix.Renameat(s.damagedFD, name, t.fd, "damaged-"+name); err != nil && err != unix.ENOENT {

@@ -247,13 +247,16 @@ func TestUntagged(t *testing.T) {
 	}
 	must(s.Tag(ctx, "one", a))
 	must(s.Tag(ctx, "two", a))
-	must(s.Untag(ctx, "two"))
+	if err := s.Untag(ctx, "two", b.Digest); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a name of another manifest: %v", err)
+	}
+	must(s.Untag(ctx, "two", a.Digest))
 	entries := func() (list []string) {
 		t.Helper()
-		ms, err := s.Manifests()
+		refs, err := s.List()
 		must(err)
-		for _, m := range ms {
-			list = append(list, m.Digest.Encoded()[:4]+refName(m)+m.Annotations["k"])
+		for _, r := range refs {
+			list = append(list, r.Descriptor.Digest.Encoded()[:4]+r.Name+r.Descriptor.Annotations["k"])
 		}
 		return list
 	}
@@ -267,10 +270,10 @@ func TestUntagged(t *testing.T) {
 	wantEntries(da + "onev")
 	must(s.Tag(ctx, "one", b))
 	wantEntries(da+"v", db+"one")
-	must(s.Untag(ctx, "one"))
+	must(s.Untag(ctx, "one", ""))
 	wantEntries(da+"v", db)
-	if refs, err := s.List(); err != nil || len(refs) != 0 {
-		t.Errorf("names: %v, %v", refs, err)
+	if _, err := s.Resolve(""); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the empty name: %v", err)
 	}
 	must(s.Tag(ctx, "again", a))
 	wantEntries(db, da+"againv")

@@ -5,7 +5,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"io/fs"
+	"slices"
+	"sync"
 
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/coracle-dev/coracle/internal/crashpoint"
@@ -82,19 +85,81 @@ func (s *Store) syncNames() error {
 }
 
 // Untag removes a name; the blobs stay, and so does the entry of the index, without a name, where it had but this one.
-// A name that is not there is fs.ErrNotExist.
-func (s *Store) Untag(ctx context.Context, ref string) error {
+// A name that is not there is fs.ErrNotExist; so is one that stands for another manifest than d, unless d is empty.
+func (s *Store) Untag(ctx context.Context, ref string, d digest.Digest) error {
 	if err := s.enter(); err != nil {
 		return err
 	}
 	defer s.leave()
 	found := false
-	err := s.changeIndex(ctx, func(idx *ocispec.Index) bool { found = dropRef(idx, ref); return found })
+	err := s.changeIndex(ctx, func(idx *ocispec.Index) bool {
+		if d == "" || slices.ContainsFunc(idx.Manifests, func(m ocispec.Descriptor) bool { return refName(m) == ref && m.Digest == d }) {
+			found = ref != "" && dropRef(idx, ref)
+		}
+		return found
+	})
 	if err == nil && !found {
 		err = fs.ErrNotExist
 	}
 	if err != nil {
 		return fmt.Errorf("layerfs: untag %q: %w", ref, err)
+	}
+	return nil
+}
+
+// LockManifest lets one caller at a time, of all that have the store open, work on the image of a manifest, so that what
+// several want is fetched once. The file of the lock goes with unlock.
+func (s *Store) LockManifest(ctx context.Context, d digest.Digest) (unlock func(), err error) {
+	if err := s.enter(); err != nil {
+		return nil, err
+	}
+	defer s.leave()
+	name, err := blobName(d)
+	if err != nil {
+		return nil, fmt.Errorf("layerfs: lock manifest: %w", err)
+	}
+	l, err := lockFile(ctx, lockorder.Image, s.locksFD, "m-"+name, false)
+	if err != nil {
+		return nil, fmt.Errorf("layerfs: manifest %s: %w", d, err)
+	}
+	if err := s.enter(); err != nil { // Close waits for unlock, which needs the directory
+		l.release()
+		return nil, err
+	}
+	var once sync.Once
+	return func() {
+		once.Do(func() {
+			l.release()
+			s.leave()
+		})
+	}, nil
+}
+
+// ReplaceIndex sets a damaged index.json aside and makes a new one of the given manifests.
+func (s *Store) ReplaceIndex(ctx context.Context, manifests []ocispec.Descriptor) error {
+	if err := s.enter(); err != nil {
+		return err
+	}
+	defer s.leave()
+	l, err := lockFile(ctx, lockorder.Index, s.locksFD, "index", false)
+	if err != nil {
+		return fmt.Errorf("layerfs: replace index: %w", err)
+	}
+	defer l.release()
+	if _, err := s.readIndex(); err == nil {
+		return nil // somebody else has done it
+	}
+	idx := newIndex()
+	idx.Manifests = append(idx.Manifests, manifests...)
+	data, err := json.Marshal(idx)
+	if err == nil {
+		// The damaged one may still tell a person what the names were.
+		if err = s.setAside(s.rootFD, "index.json"); err == nil {
+			err = writeFileAt(s.rootFD, "index.json", data, true)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("layerfs: replace index: %w", err)
 	}
 	return nil
 }
@@ -106,41 +171,34 @@ func (s *Store) Resolve(ref string) (ocispec.Descriptor, error) {
 		return ocispec.Descriptor{}, err
 	}
 	for _, r := range refs {
-		if r.Name == ref {
+		if r.Name == ref && ref != "" {
 			return r.Descriptor, nil
 		}
 	}
 	return ocispec.Descriptor{}, fmt.Errorf("layerfs: reference %q: %w", ref, fs.ErrNotExist)
 }
 
-// Manifests returns all entries of the index, in its order, those without a name too.
-func (s *Store) Manifests() ([]ocispec.Descriptor, error) {
-	if err := s.enter(); err != nil {
-		return nil, err
-	}
-	defer s.leave()
-	idx, err := s.readIndex()
-	if err != nil {
-		return nil, fmt.Errorf("layerfs: list manifests: %w", err)
-	}
-	return idx.Manifests, nil
-}
-
-// List returns all names of the index, in its order. Entries without a name are left out.
+// List returns all entries of the index, in its order, those without a name too.
 func (s *Store) List() ([]Reference, error) {
 	if err := s.enter(); err != nil {
 		return nil, err
 	}
 	defer s.leave()
-	idx, err := s.readIndex()
+	refs, err := s.list()
 	if err != nil {
 		return nil, fmt.Errorf("layerfs: list references: %w", err)
 	}
-	var refs []Reference
-	for _, m := range idx.Manifests {
-		if n := refName(m); n != "" {
-			refs = append(refs, Reference{Name: n, Descriptor: m})
-		}
+	return refs, nil
+}
+
+func (s *Store) list() ([]Reference, error) {
+	idx, err := s.readIndex()
+	if err != nil {
+		return nil, err
+	}
+	refs := make([]Reference, len(idx.Manifests))
+	for i, m := range idx.Manifests {
+		refs[i] = Reference{Name: refName(m), Descriptor: m}
 	}
 	return refs, nil
 }

@@ -133,7 +133,7 @@ func layerKeys(diffIDs []digest.Digest) ([]string, error) {
 		if _, err := blobName(d); err != nil {
 			return nil, err
 		}
-		l := Layer{DiffID: d, ChainID: nextChain(below, d)}
+		l := Layer{DiffID: d, ChainID: NextChainID(below, d)}
 		below = append(below, l)
 		keys = append(keys, layerKey("d-", d), layerKey("c-", l.ChainID))
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"log/slog"
+	"strings"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -63,9 +64,10 @@ func (l Limits) withDefaults() Limits {
 	return l
 }
 
-// Reference is a name in the store's index.
+// Reference is an entry of the store's index.
 type Reference struct {
-	// Name is the full reference as given to [Store.Tag].
+	// Name is the full reference as given to [Store.Tag], or empty: the entry has lost its name, or was made by another
+	// tool without one.
 	Name string
 	// Descriptor is what it names, a manifest or an index, with its annotations.
 	Descriptor ocispec.Descriptor
@@ -80,6 +82,18 @@ type Layer struct {
 	// Key is the name of its directory under layers: "d-" and the diffID for a layer that is the same on any parents,
 	// "c-" and the chainID for one that was applied against its parents.
 	Key string `json:"key"`
+}
+
+// Independent reports whether the layer is the same on any parents.
+func (l Layer) Independent() bool { return strings.HasPrefix(l.Key, "d-") }
+
+// NextChainID returns the ChainID of a layer upon others, of which only the ChainID of the topmost is used (OCI image
+// specification, "Layer ChainID").
+func NextChainID(below []Layer, diffID digest.Digest) digest.Digest {
+	if len(below) == 0 {
+		return diffID
+	}
+	return digest.FromString(string(below[len(below)-1].ChainID) + " " + string(diffID))
 }
 
 // LayerSpec says what to unpack and where it comes from.

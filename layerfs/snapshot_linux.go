@@ -56,15 +56,20 @@ func checkID(id string) error {
 	return nil
 }
 
-// stackFor finds or writes the stack of some layers.
-func (s *Store) stackFor(layers []Layer) (*stack, error) {
+// stackIDOf names the stack of some layers.
+func stackIDOf(layers []Layer) string {
 	var b strings.Builder
 	for _, l := range layers {
 		b.WriteString(l.Key)
 		b.WriteByte('\n')
 	}
 	sum := sha256.Sum256([]byte(b.String()))
-	id := hex.EncodeToString(sum[:16])
+	return hex.EncodeToString(sum[:16])
+}
+
+// stackFor finds or writes the stack of some layers.
+func (s *Store) stackFor(layers []Layer) (*stack, error) {
+	id := stackIDOf(layers)
 	s.stacksMu.Lock()
 	defer s.stacksMu.Unlock()
 	if st := s.stacks[id]; st != nil {

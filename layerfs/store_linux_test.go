@@ -306,10 +306,10 @@ func TestReferences(t *testing.T) {
 	if refs, err := s.List(); err != nil || len(refs) != 2 {
 		t.Errorf("%v, %v", refs, err)
 	}
-	if err := s.Untag(ctx, ref); err != nil {
+	if err := s.Untag(ctx, ref, ""); err != nil {
 		t.Error(err)
 	}
-	if err := s.Untag(ctx, ref); !errors.Is(err, fs.ErrNotExist) {
+	if err := s.Untag(ctx, ref, ""); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("%v", err)
 	}
 	if err := s.Tag(ctx, "", a); !errors.Is(err, fs.ErrInvalid) {

@@ -62,9 +62,11 @@ func (s *Store) Resolve(ref string) (ocispec.Descriptor, error) {
 }
 
 // Untag removes a name.
-func (s *Store) Untag(ctx context.Context, ref string) error { return errors.ErrUnsupported }
+func (s *Store) Untag(ctx context.Context, ref string, d digest.Digest) error {
+	return errors.ErrUnsupported
+}
 
-// List returns all names.
+// List returns all entries of the index.
 func (s *Store) List() ([]Reference, error) { return nil, errors.ErrUnsupported }
 
 // Unpack makes a layer.
@@ -111,8 +113,10 @@ func (s *Snapshot) Mount(ctx context.Context, opts *MountOptions) (*os.File, err
 // Remove removes the snapshot.
 func (s *Snapshot) Remove(ctx context.Context) error { return errors.ErrUnsupported }
 
-// Manifests returns all entries of the index.
-func (s *Store) Manifests() ([]ocispec.Descriptor, error) { return nil, errors.ErrUnsupported }
+// LockManifest lets one caller at a time work on an image.
+func (s *Store) LockManifest(ctx context.Context, d digest.Digest) (unlock func(), err error) {
+	return nil, errors.ErrUnsupported
+}
 
 // Hold keeps Collect out of a store for a moment.
 type Hold struct{}
@@ -137,8 +141,8 @@ func (l *Lease) Release() {}
 // Collection is a store while what nobody uses is taken away.
 type Collection struct{}
 
-// Manifests returns all entries of the index.
-func (c *Collection) Manifests() ([]ocispec.Descriptor, error) { return nil, errors.ErrUnsupported }
+// List returns all entries of the index.
+func (c *Collection) List() ([]Reference, error) { return nil, errors.ErrUnsupported }
 
 // RemoveManifests removes entries of the index.
 func (c *Collection) RemoveManifests(remove func(ocispec.Descriptor) bool) error {
@@ -178,3 +182,24 @@ func (s *Store) VerifySnapshot(id string) error { return errors.ErrUnsupported }
 
 // VerifyLayerRecord checks what can be checked of a layer without its blob.
 func (s *Store) VerifyLayerRecord(key string) error { return errors.ErrUnsupported }
+
+// FindLayers returns those layers of an image that are unpacked.
+func (s *Store) FindLayers(diffIDs []digest.Digest) []Layer { return nil }
+
+// Sizes returns the sizes of blobs and layers.
+func (s *Store) Sizes() (blobs map[digest.Digest]int64, layers map[string]int64, err error) {
+	return nil, nil, errors.ErrUnsupported
+}
+
+// SnapshotUsage returns the bytes of a snapshot's own files.
+func (s *Store) SnapshotUsage(ctx context.Context, id string) (int64, error) {
+	return 0, errors.ErrUnsupported
+}
+
+// ReplaceIndex makes a new index.
+func (s *Store) ReplaceIndex(ctx context.Context, manifests []ocispec.Descriptor) error {
+	return errors.ErrUnsupported
+}
+
+// RepairSnapshot writes a snapshot's list of layers again.
+func (s *Store) RepairSnapshot(id string, layers []Layer) error { return errors.ErrUnsupported }

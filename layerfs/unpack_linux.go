@@ -65,7 +65,7 @@ func (s *Store) Layers(diffIDs []digest.Digest) ([]Layer, error) {
 		if _, err := blobName(d); err != nil {
 			return nil, fmt.Errorf("layerfs: find layers: %w", err)
 		}
-		l, ok := s.findLayer(d, nextChain(layers, d))
+		l, ok := s.findLayer(d, NextChainID(layers, d))
 		if !ok {
 			return nil, fmt.Errorf("layerfs: layer %s is not unpacked: %w", d, fs.ErrNotExist)
 		}
@@ -74,11 +74,26 @@ func (s *Store) Layers(diffIDs []digest.Digest) ([]Layer, error) {
 	return layers, nil
 }
 
-func nextChain(below []Layer, d digest.Digest) digest.Digest {
-	if len(below) == 0 {
-		return d
+// FindLayers returns those layers of an image that are unpacked, lowest first.
+func (s *Store) FindLayers(diffIDs []digest.Digest) []Layer {
+	if s.enter() != nil {
+		return nil
 	}
-	return digest.FromString(string(below[len(below)-1].ChainID) + " " + string(d))
+	defer s.leave()
+	var below, found []Layer
+	for _, d := range diffIDs {
+		if _, err := blobName(d); err != nil {
+			return found
+		}
+		l, ok := s.findLayer(d, NextChainID(below, d))
+		if !ok {
+			l = Layer{DiffID: d, ChainID: NextChainID(below, d)}
+		} else {
+			found = append(found, l)
+		}
+		below = append(below, l)
+	}
+	return found
 }
 
 // LayerKeys returns the keys of all unpacked layers, in no order.

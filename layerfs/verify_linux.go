@@ -379,6 +379,40 @@ func (s *Store) VerifySnapshot(id string) error {
 	return nil
 }
 
+// RepairSnapshot writes a snapshot's list of layers again, where it is lost or damaged. layers are those that the snapshot
+// was made of; others are fs.ErrInvalid.
+func (s *Store) RepairSnapshot(id string, layers []Layer) error {
+	if err := s.enter(); err != nil {
+		return err
+	}
+	defer s.leave()
+	fail := func(err error) error { return fmt.Errorf("layerfs: repair snapshot %s: %w", id, err) }
+	if err := checkID(id); err != nil {
+		return fail(err)
+	}
+	target, err := readlinkAt(s.snapsFD, id+"/"+stackLink)
+	if err != nil {
+		return fail(err)
+	}
+	_, stackID, _ := strings.Cut(target, ":")
+	if stackID != stackIDOf(layers) {
+		return fail(fmt.Errorf("it was made of other layers: %w", fs.ErrInvalid))
+	}
+	if _, err := s.readStack(stackID); err == nil {
+		return nil
+	}
+	s.stacksMu.Lock()
+	delete(s.stacks, stackID)
+	s.stacksMu.Unlock()
+	if err := unix.Unlinkat(s.stacksFD, stackID, 0); err != nil && err != unix.ENOENT {
+		return fail(err)
+	}
+	if _, err := s.stackFor(layers); err != nil {
+		return fail(err)
+	}
+	return nil
+}
+
 // VerifyLayerRecord checks what can be checked of a layer without its blob: that it is there as a whole.
 func (s *Store) VerifyLayerRecord(key string) error {
 	if err := s.enter(); err != nil {
