@@ -22,6 +22,7 @@ import (
 
 	"github.com/coracle-dev/coracle/internal/crashpoint"
 	"github.com/coracle-dev/coracle/internal/lockorder"
+	"github.com/coracle-dev/coracle/internal/powerloss"
 	"github.com/coracle-dev/coracle/internal/testutil"
 )
 
@@ -29,6 +30,7 @@ import (
 const childEnv = "LAYERFS_TEST_CHILD"
 
 func TestMain(m *testing.M) {
+	powerloss.Main()
 	if mode := os.Getenv(childEnv); mode != "" {
 		if err := child(mode, os.Args[1:]); err != nil {
 			fmt.Fprintln(os.Stderr, err)
