@@ -20,7 +20,7 @@ type Disk struct {
 	name   string
 	server *server
 	fstype string
-	mount  int // of the filesystem on it, or -1
+	mount  *mount // of the filesystem on it
 	loop   *loop
 	begin  int64 // of the log, when the filesystem was mounted
 }
@@ -40,7 +40,7 @@ func New(t testing.TB, size int64) *Disk {
 		}
 		unix.Close(fd)
 	}
-	d := &Disk{t: t, size: size, mount: -1, name: fmt.Sprintf("powerloss-%d-%d", os.Getpid(), diskCount.Add(1))}
+	d := &Disk{t: t, size: size, name: fmt.Sprintf("powerloss-%d-%d", os.Getpid(), diskCount.Add(1))}
 	var err error
 	if d.server, err = startServer(size, d.name); err != nil {
 		t.Fatal(err)
@@ -73,7 +73,7 @@ var filesystems = map[string]filesystem{
 func (d *Disk) Mount(fstype string) (dir string) {
 	d.t.Helper()
 	kind, ok := filesystems[fstype]
-	if !ok || d.mount >= 0 || d.fstype != "" {
+	if !ok || d.fstype != "" {
 		d.t.Fatalf("powerloss: mount %s: unknown, or mounted before", fstype)
 	}
 	mkfs, err := exec.LookPath(kind.mkfs[0])
@@ -103,7 +103,7 @@ func (d *Disk) Mount(fstype string) (dir string) {
 		d.t.Fatal(err)
 	}
 	// The state that mkfs and mount made is where the first cut starts from.
-	root, err := os.Open(procPath(d.mount))
+	root, err := os.Open(d.mount.path)
 	if err != nil {
 		d.t.Fatal(err)
 	}
@@ -112,15 +112,7 @@ func (d *Disk) Mount(fstype string) (dir string) {
 		d.t.Fatalf("sync the new filesystem: %v", err)
 	}
 	d.begin = d.server.logged()
-	return procPath(d.mount)
-}
-
-// procPath leads to a mount that is in no mount table.
-func procPath(fd int) string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), fd) }
-
-// mount mounts the filesystem that is on the device.
-func (l *loop) mount(fstype string) (int, error) {
-	return mountDetached(fstype, 0, append([]string{"source=" + l.path()}, filesystems[fstype].options...)...)
+	return d.mount.path
 }
 
 // Mark records that something has happened: after any later cut it must still be so. It is for the moment right after
@@ -135,11 +127,11 @@ func (d *Disk) Mark(name string) {
 // Unmount ends the recording. Everything on the disk must be closed. Further calls do nothing.
 func (d *Disk) Unmount() {
 	d.t.Helper()
-	if d.mount < 0 {
+	if d.mount == nil {
 		return
 	}
-	unix.Close(d.mount)
-	d.mount = -1
+	d.mount.close()
+	d.mount = nil
 	if err := d.loop.wait(); err != nil {
 		d.t.Errorf("unmount the disk: %v", err)
 	}

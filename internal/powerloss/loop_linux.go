@@ -67,34 +67,3 @@ func (l *loop) wait() error {
 		}
 	}
 }
-
-// mountDetached mounts a filesystem nowhere: the mount is the descriptor. Options are "key=value" or "key".
-func mountDetached(fstype string, attrs int, options ...string) (int, error) {
-	fail := func(step string, err error) (int, error) {
-		return -1, fmt.Errorf("mount %s (%s): %s: %w", fstype, strings.Join(options, ","), step, err)
-	}
-	fsfd, err := unix.Fsopen(fstype, unix.FSOPEN_CLOEXEC)
-	if err != nil {
-		return fail("fsopen", err)
-	}
-	defer unix.Close(fsfd)
-	for _, o := range options {
-		key, value, ok := strings.Cut(o, "=")
-		if ok {
-			err = unix.FsconfigSetString(fsfd, key, value)
-		} else {
-			err = unix.FsconfigSetFlag(fsfd, key)
-		}
-		if err != nil {
-			return fail(o, err)
-		}
-	}
-	if err := unix.FsconfigCreate(fsfd); err != nil {
-		return fail("create", err)
-	}
-	fd, err := unix.Fsmount(fsfd, unix.FSMOUNT_CLOEXEC, attrs)
-	if err != nil {
-		return fail("fsmount", err)
-	}
-	return fd, nil
-}

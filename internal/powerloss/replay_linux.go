@@ -51,7 +51,7 @@ type Cut struct {
 
 	image int // memfd
 	loop  *loop
-	mount int
+	mount *mount
 }
 
 // String says how to see the same cut again.
@@ -69,8 +69,8 @@ func (c *Cut) Marked(name string) bool { return slices.Contains(c.marks, name) }
 // Mount mounts what the cut left, writable. All on it must be closed before the next cut is looked at.
 func (c *Cut) Mount(t testing.TB) (dir string) {
 	t.Helper()
-	if c.mount >= 0 {
-		return procPath(c.mount)
+	if c.mount != nil {
+		return c.mount.path
 	}
 	var err error
 	if c.loop, err = attachLoop(c.image, imageName); err != nil {
@@ -80,16 +80,14 @@ func (c *Cut) Mount(t testing.TB) (dir string) {
 	if c.mount, err = c.loop.mount(c.disk.fstype); err != nil {
 		t.Fatalf("the filesystem itself did not survive %v: %v", c, err)
 	}
-	return procPath(c.mount)
+	return c.mount.path
 }
 
 const imageName = "powerloss-image"
 
 func (c *Cut) close() error {
 	var err error
-	if c.mount >= 0 {
-		unix.Close(c.mount)
-	}
+	c.mount.close()
 	if c.loop != nil {
 		c.loop.close()
 		err = c.loop.wait()
@@ -191,7 +189,7 @@ func (d *Disk) Cuts(n int, seed uint64) iter.Seq[*Cut] {
 			if *onlyFlag >= 0 && index != *onlyFlag {
 				continue
 			}
-			c := &Cut{Index: index, disk: d, pos: p.pos, mode: p.mode, seed: seed, marks: slices.Clone(marks), mount: -1}
+			c := &Cut{Index: index, disk: d, pos: p.pos, mode: p.mode, seed: seed, marks: slices.Clone(marks)}
 			if err := c.make(base, list[at:p.pos]); err != nil {
 				d.t.Fatal(err)
 			}

@@ -50,7 +50,7 @@ func serve(value string) error {
 	if err != nil {
 		return fmt.Errorf("open /dev/fuse: %w", err)
 	}
-	mount, err := mountDetached("fuse", 0, "source=powerloss", fmt.Sprintf("fd=%d", fuse), "rootmode=40000", "user_id=0", "group_id=0")
+	mount, err := mountDetached("fuse", "source=powerloss", fmt.Sprintf("fd=%d", fuse), "rootmode=40000", "user_id=0", "group_id=0")
 	if err != nil {
 		return err
 	}
