@@ -10,11 +10,15 @@ import (
 	"strings"
 
 	"github.com/coracle-dev/coracle/internal/filelock"
+	"github.com/coracle-dev/coracle/internal/statefile"
 )
 
 // sweep removes what dead engines left: their running containers, which the kernel has ended, and those with AutoRemove
 // or half made or half removed. Their other containers become nobody's. If all engines before this one were closed in
-// order, there is nothing to do but to see that.
+// order, and the host has not been booted since, there is nothing to do but to see that.
+//
+// Containers are not synced: those that are nobody's are looked at once after a boot, since a power failure may have left
+// any part of them.
 func (e *Engine) sweep(ctx context.Context) error {
 	lock, err := os.OpenFile(filepath.Join(e.root, "sweep.lock"), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -31,10 +35,11 @@ func (e *Engine) sweep(ctx context.Context) error {
 			o.file.Close()
 		}
 	}()
-	if err != nil || len(dead) == 0 {
+	booted := e.bootedSinceSweep()
+	if err != nil || len(dead) == 0 && !booted {
 		return err
 	}
-	if err := e.sweepContainers(ctx, dead); err != nil {
+	if err := e.sweepContainers(ctx, dead, booted); err != nil {
 		return err
 	}
 	if err := e.sweepOrphans(ctx); err != nil {
@@ -50,11 +55,33 @@ func (e *Engine) sweep(ctx context.Context) error {
 			return err
 		}
 	}
+	if booted {
+		return statefile.Write(e.root, "boot.json", bootRecord{ID: bootID()})
+	}
 	return nil
 }
 
-// sweepContainers goes through the containers of dead engines.
-func (e *Engine) sweepContainers(ctx context.Context, dead []*owner) error {
+// bootRecord is boot.json of a root: the boot of the host that the root was last swept in. Nothing in a root can be torn
+// by a power failure that its boot has not seen. The file itself may be: then the root is swept once more.
+type bootRecord struct{ ID string }
+
+func (e *Engine) bootedSinceSweep() bool {
+	var r bootRecord
+	err := statefile.Read(e.root, "boot.json", &r)
+	return err != nil || r.ID == "" || r.ID != bootID()
+}
+
+// whole reports whether a container that does not run has all that belongs to it.
+func (e *Engine) whole(st *containerState) bool {
+	if st.Spec.Name != "" && e.nameOf(st.Name) != st.ID {
+		return false
+	}
+	_, err := e.store.OpenSnapshot(st.ID)
+	return !errors.Is(err, fs.ErrNotExist)
+}
+
+// sweepContainers goes through the containers of dead engines, and with all set through those that are nobody's too.
+func (e *Engine) sweepContainers(ctx context.Context, dead []*owner, all bool) error {
 	alive := make(map[string]bool)
 	gone := func(id string) bool {
 		if slices.ContainsFunc(dead, func(o *owner) bool { return o.id == id }) {
@@ -79,21 +106,30 @@ func (e *Engine) sweepContainers(ctx context.Context, dead []*owner) error {
 			continue
 		}
 		st, err := e.readState(entry.Name())
-		if errors.Is(err, fs.ErrNotExist) {
+		if validID(entry.Name()) && (errors.Is(err, statefile.ErrTorn) || errors.Is(err, fs.ErrNotExist)) {
+			// The power failed. The container's engine, whichever it was, is dead: those that live see whole files, and a
+			// container without a state is one that has just been removed. The name goes in sweepOrphans.
+			e.log.Info("removing a container whose state did not survive a power failure", "id", entry.Name())
+			if err := e.discard(ctx, &containerState{ID: entry.Name()}); err != nil {
+				return err
+			}
 			continue
 		}
 		if err != nil {
 			e.log.Warn("a container's state cannot be read", "id", entry.Name(), "error", err)
 			continue
 		}
-		if st.Owner == "" || !gone(st.Owner) {
+		if st.Owner == "" && !all || st.Owner != "" && !gone(st.Owner) {
 			continue
 		}
-		if st.Status == StatusRunning || st.Spec.AutoRemove {
+		if st.Owner != "" && (st.Status == StatusRunning || st.Spec.AutoRemove) || !e.whole(st) {
 			e.log.Info("removing a container whose program was killed", "container", st.Name, "id", st.ID)
 			if err := e.discard(ctx, st); err != nil {
 				return err
 			}
+			continue
+		}
+		if st.Owner == "" {
 			continue
 		}
 		c := &Container{eng: e, id: st.ID, name: st.Name}
