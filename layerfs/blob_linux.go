@@ -71,6 +71,10 @@ func (s *Store) WriteBlob(ctx context.Context, desc ocispec.Descriptor, r io.Rea
 		return fmt.Errorf("layerfs: write blob: %w", err)
 	}
 	if s.blobSize(name) == desc.Size {
+		// Whoever brought it, an unpacked layer or another process, may not have synced its name yet.
+		if err := syncDir(s.blobsFD); err != nil {
+			return fmt.Errorf("layerfs: write blob %s: sync: %w", desc.Digest, err)
+		}
 		return nil
 	}
 	if err := s.writeBlob(ctx, name, desc, r); err != nil {

@@ -172,6 +172,10 @@ func (s *Store) create(userXattrs bool) error {
 		return err
 	}
 	defer l.release()
+	// The name .lock says that all others are ours: after a power cut none may be there without it.
+	if err := syncDir(s.rootFD); err != nil {
+		return fmt.Errorf("sync: %w", err)
+	}
 	old, err := s.readFormat()
 	if err == nil && old.Version == formatVersion || err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
