@@ -2,6 +2,7 @@ package layerfs
 
 import (
 	"bytes"
+	"fmt"
 	"io"
 	"strings"
 	"time"
@@ -9,6 +10,30 @@ import (
 
 	"golang.org/x/sys/unix"
 )
+
+// visible returns the part of a stack, lowest first, that shows: the layers above the topmost one whose root is opaque,
+// and that one. Overlayfs heeds the mark on every directory but the roots of layers.
+func (s *Store) visible(keys []string) ([]string, error) {
+	for i := len(keys) - 1; i > 0; i-- {
+		fd, err := openBeneath(s.layersFD, keys[i]+"/fs", unix.O_RDONLY|unix.O_DIRECTORY)
+		if err != nil {
+			return nil, fmt.Errorf("open layer %s: %w", keys[i], err)
+		}
+		opaque := isOpaque(fd, s.userXattrs)
+		unix.Close(fd)
+		if opaque {
+			return keys[i:], nil
+		}
+	}
+	return keys, nil
+}
+
+// isOpaque reports whether a directory hides what the layers below have in it.
+func isOpaque(fd int, userXattrs bool) bool {
+	var val [2]byte
+	n, err := unix.Fgetxattr(fd, opaqueXattr(userXattrs), val[:])
+	return err == nil && n == 1 && val[0] == 'y'
+}
 
 // lowerView looks names up in a stack of layers as overlayfs would.
 type lowerView struct {
@@ -71,10 +96,9 @@ func (v *lowerView) opaqueAbove(at int, path string) (bool, error) {
 		if err != nil {
 			return false, err
 		}
-		var val [2]byte
-		n, err := unix.Fgetxattr(fd, opaqueXattr(v.userXattrs), val[:])
+		opaque := isOpaque(fd, v.userXattrs)
 		unix.Close(fd)
-		if err == nil && n == 1 && val[0] == 'y' {
+		if opaque {
 			return true, nil
 		}
 		c, rest, more := strings.Cut(path, "/")
