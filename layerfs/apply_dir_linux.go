@@ -28,6 +28,8 @@ type dirNode struct {
 	opaque   bool
 	// whiteouts are the names of those in it, or of what has replaced them since.
 	whiteouts []string
+	// brought are files of the layers below that are here for hard links to them and have no entry of their own.
+	brought map[string]bool
 	// explicit: the archive has an entry for it.
 	explicit bool
 	gone     bool
@@ -83,6 +85,9 @@ func (a *applier) mkdir(parent *dirNode, pfd int, name string, e *tarEntry) erro
 func (a *applier) whiteout(dir *dirNode, pfd int, base string) error {
 	if base == whOpaque {
 		dir.opaque = true
+		for _, kid := range dir.kids {
+			kid.inheritNothing(a)
+		}
 		return nil
 	}
 	name := base[len(".wh."):]
@@ -91,7 +96,15 @@ func (a *applier) whiteout(dir *dirNode, pfd int, base string) error {
 	}
 	if kid := dir.kids[name]; kid != nil {
 		kid.opaque = true
+		kid.inheritNothing(a)
 		return nil
+	}
+	if dir.brought[name] {
+		// The links to it stay.
+		delete(dir.brought, name)
+		if err := unix.Unlinkat(pfd, name, 0); err != nil {
+			return err
+		}
 	}
 	err := unix.Mknodat(pfd, name, unix.S_IFCHR, 0)
 	if err == unix.EEXIST {
@@ -101,6 +114,17 @@ func (a *applier) whiteout(dir *dirNode, pfd int, base string) error {
 		dir.whiteouts = append(dir.whiteouts, name)
 	}
 	return err
+}
+
+// inheritNothing takes from directories without an entry the attributes that they have in the layers below: a whiteout
+// means the same before and after what lies in them.
+func (d *dirNode) inheritNothing(a *applier) {
+	if !d.explicit {
+		d.mode, d.uid, d.gid, d.mtime, d.xattrs = 0o755, a.euid, a.egid, time.Time{}, nil
+	}
+	for _, kid := range d.kids {
+		kid.inheritNothing(a)
+	}
 }
 
 func isWhiteout(st *unix.Stat_t) bool {
@@ -130,6 +154,17 @@ func (a *applier) finish(d *dirNode) error {
 		}
 	}
 	path := func() string { return "/" + d.path() }
+	if len(d.brought) > 0 && d.hidesLower() {
+		pfd, err := a.fd(d)
+		for name := range d.brought {
+			if err == nil {
+				err = unix.Unlinkat(pfd, name, 0)
+			}
+		}
+		if err != nil {
+			return entryError("hide files below", path(), err)
+		}
+	}
 	if d.parent == nil {
 		if !d.explicit {
 			d.mtime = time.Time{}

@@ -253,6 +253,10 @@ func (a *applier) link(dir *dirNode, name string, e *tarEntry) error {
 		if err := a.copyUp(tdir, tfd, tname); err != nil {
 			return err
 		}
+		if tdir.brought == nil {
+			tdir.brought = make(map[string]bool)
+		}
+		tdir.brought[tname] = true
 		if pfd, err = a.fd(dir); err == nil {
 			tfd, err = a.fd(tdir)
 		}
@@ -262,6 +266,17 @@ func (a *applier) link(dir *dirNode, name string, e *tarEntry) error {
 	}
 	if err != nil {
 		return err
+	}
+	// Only now: with it gone the target could turn up in the layers below.
+	if old := dir.kids[name]; old != nil {
+		for d := tdir; d != nil; d = d.parent {
+			if d == old {
+				return invalidf("hard link to what it replaces")
+			}
+		}
+		if err := a.removeDir(pfd, old); err != nil {
+			return err
+		}
 	}
 	err = unix.Linkat(tfd, tname, pfd, name, 0)
 	if err != unix.EEXIST {

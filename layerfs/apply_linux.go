@@ -106,10 +106,11 @@ func (a *applier) entry(e *tarEntry) error {
 	if strings.HasPrefix(base, ".wh.") {
 		return entryError("white out", e.name, a.whiteout(dir, pfd, base))
 	}
+	delete(dir.brought, base)
 	if e.kind == tarDir {
 		return entryError("make directory", e.name, a.mkdir(dir, pfd, base, e))
 	}
-	if old := dir.kids[base]; old != nil {
+	if old := dir.kids[base]; old != nil && e.kind != tarLink {
 		if err := a.removeDir(pfd, old); err != nil {
 			return entryError("replace", e.name, err)
 		}
