@@ -129,8 +129,31 @@ func (f *lowerFile) xattrs() ([]tarXattr, error) {
 	return listXattrs(fd)
 }
 
-func listXattrs(fd int) ([]tarXattr, error) {
-	n, err := unix.Flistxattr(fd, nil)
+// xattrSource is something to read extended attributes from.
+type xattrSource struct {
+	list func([]byte) (int, error)
+	get  func(name string, value []byte) (int, error)
+}
+
+func fdXattrs(fd int) xattrSource {
+	return xattrSource{
+		func(b []byte) (int, error) { return unix.Flistxattr(fd, b) },
+		func(name string, value []byte) (int, error) { return unix.Fgetxattr(fd, name, value) },
+	}
+}
+
+// linkXattrs reads those of a link itself, by a path relative to the thread's working directory.
+func linkXattrs(path string) xattrSource {
+	return xattrSource{
+		func(b []byte) (int, error) { return unix.Llistxattr(path, b) },
+		func(name string, value []byte) (int, error) { return unix.Lgetxattr(path, name, value) },
+	}
+}
+
+func listXattrs(fd int) ([]tarXattr, error) { return listXattrsOf(fdXattrs(fd)) }
+
+func listXattrsOf(f xattrSource) ([]tarXattr, error) {
+	n, err := f.list(nil)
 	if err == unix.ENOTSUP || n == 0 {
 		return nil, nil
 	}
@@ -138,7 +161,7 @@ func listXattrs(fd int) ([]tarXattr, error) {
 		return nil, err
 	}
 	names := make([]byte, n)
-	if n, err = unix.Flistxattr(fd, names); err != nil {
+	if n, err = f.list(names); err != nil {
 		return nil, err
 	}
 	var xs []tarXattr
@@ -147,12 +170,12 @@ func listXattrs(fd int) ([]tarXattr, error) {
 		if !xattrBelongs(k) {
 			continue
 		}
-		size, err := unix.Fgetxattr(fd, k, nil)
+		size, err := f.get(k, nil)
 		if err != nil {
 			return nil, err
 		}
 		value := make([]byte, size)
-		if size, err = unix.Fgetxattr(fd, k, value); err != nil {
+		if size, err = f.get(k, value); err != nil {
 			return nil, err
 		}
 		xs = append(xs, tarXattr{k, string(value[:size])})

@@ -396,7 +396,7 @@ func TestCopyDriver(t *testing.T) {
 	s := openTest(t, &StoreOptions{Driver: "copy"})
 	archives := [][]byte{
 		makeTar(t, ent{name: "./", mode: 0o711, pax: map[string]string{"SCHILY.xattr.trusted.test": "x"}}, ent{name: "a/"}, ent{name: "a/x", data: "old"}, ent{name: "a/y", data: "y"}, ent{name: "b/"}, ent{name: "b/hidden"}, ent{name: "c"}, ent{name: "gone"},
-			ent{name: "h1", data: "linked", mode: 0o4755, uid: 3}, ent{name: "h2", kind: '1', link: "h1"}, ent{name: "dev", kind: '3', maj: 1, min: 3}, ent{name: "l", kind: '2', link: "a/x"}),
+			ent{name: "h1", data: "linked", mode: 0o4755, uid: 3}, ent{name: "h2", kind: '1', link: "h1"}, ent{name: "dev", kind: '3', maj: 1, min: 3, pax: map[string]string{"SCHILY.xattr.trusted.test": "n"}}, ent{name: "l", kind: '2', link: "a/x", pax: map[string]string{"SCHILY.xattr.trusted.test": "l"}}),
 		makeTar(t, ent{name: "a/", mode: 0o700}, ent{name: "a/x", data: "new"}, ent{name: "b/"}, ent{name: "b/" + whOpaque}, ent{name: "b/seen", data: "s"}, ent{name: "c/"}, ent{name: "c/in"}, ent{name: ".wh.gone"}),
 	}
 	n, err := s.NewSnapshot(t.Context(), "copy", unpackAll(t, s, archives...), nil)
