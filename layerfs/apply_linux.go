@@ -35,8 +35,10 @@ type applier struct {
 	dirs     int64
 	lastPath string
 	lastDir  *dirNode
-	open     []*dirNode // with a descriptor
-	tick     uint64
+	// passedLink: the path that was walked last leads through a link.
+	passedLink bool
+	open       []*dirNode // with a descriptor
+	tick       uint64
 }
 
 func newApplier(rootFD int, src chunkSource, limits *Limits, userXattrs bool, log *slog.Logger) *applier {

@@ -357,6 +357,12 @@ func TestWhatStacksMean(t *testing.T) {
 		{"a link in the place of the directory that its target is in", [][]ent{
 			{{name: "a/"}, {name: "a/b"}}, {{name: "a/"}, {name: "a", kind: tar.TypeLink, link: "a/b"}},
 		}, nil},
+		{"a path whose link becomes a directory", [][]ent{
+			{{name: "c/"}, {name: "l", kind: tar.TypeSymlink, link: "c"}, {name: "l/x", data: "1"}, {name: "l/"}, {name: "l/x", data: "2"}},
+		}, map[string]string{"c": `d 755 ""`, "c/x": `f 644 "1"`, "l": `d 755 ""`, "l/x": `f 644 "2"`}},
+		{"a path whose link, of a lower layer, becomes a directory", [][]ent{
+			{{name: "c/"}, {name: "l", kind: tar.TypeSymlink, link: "c"}}, {{name: "l/x", data: "1"}, {name: ".wh.l"}, {name: "l/x", data: "2"}},
+		}, map[string]string{"c": `d 755 ""`, "c/x": `f 644 "1"`, "l": `d 755 ""`, "l/x": `f 644 "2"`}},
 		{"a link in the place of another directory", [][]ent{
 			{{name: "f", data: "x"}}, {{name: "a/"}, {name: "a/b"}, {name: "a", kind: tar.TypeLink, link: "f"}},
 		}, map[string]string{"a": `f 644 "x"`, "f": `f 644 "x"=a`}},
