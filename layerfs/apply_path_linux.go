@@ -56,6 +56,9 @@ func (a *applier) locate(name string) (*dirNode, string, error) {
 	if err != nil {
 		return nil, "", err
 	}
+	for d := dir; d != nil && !d.used; d = d.parent {
+		d.used = true
+	}
 	// A path through a link may lead elsewhere the next time; one through directories does while they exist.
 	if i := strings.LastIndexByte(name, '/'); i > 0 && name[i+1:] == comps[last] && !a.passedLink {
 		a.lastPath, a.lastDir = strings.Clone(name[:i]), dir

@@ -351,6 +351,15 @@ func TestWhatStacksMean(t *testing.T) {
 		{"a link to what the layer then replaces by a directory, and hides", [][]ent{
 			{{name: "d/"}, {name: "d/a", data: "x"}}, {{name: "b", kind: tar.TypeLink, link: "d/a"}, {name: "d/a/"}, {name: "d/" + whOpaque}},
 		}, map[string]string{"b": `f 644 "x"`, "d": `d 755 ""`, "d/a": `d 755 ""`}},
+		{"a link to a file in what the layer then deletes", [][]ent{
+			{{name: "d/"}, {name: "d/e/"}, {name: "d/e/a", data: "x"}}, {{name: "b", kind: tar.TypeLink, link: "d/e/a"}, {name: ".wh.d"}},
+		}, map[string]string{"b": `f 644 "x"`}},
+		{"a link to a file in what the layer then hides", [][]ent{
+			{{name: "d/"}, {name: "d/e/"}, {name: "d/e/a", data: "x"}}, {{name: "b", kind: tar.TypeLink, link: "d/e/a"}, {name: "d/" + whOpaque}},
+		}, map[string]string{"b": `f 644 "x"`, "d": `d 755 ""`}},
+		{"a link to a file, a whiteout of its directory, and a directory in its place", [][]ent{
+			{{name: "d/"}, {name: "d/e/"}, {name: "d/e/a", data: "x"}}, {{name: "b", kind: tar.TypeLink, link: "d/e/a"}, {name: "d/f"}, {name: ".wh.d"}, {name: "d/e/a/b/"}},
+		}, map[string]string{"b": `f 644 "x"`, "d": `d 755 ""`, "d/e": `d 755 ""`, "d/e/a": `d 755 ""`, "d/e/a/b": `d 755 ""`, "d/f": `f 644 ""`}},
 		{"a link in the place of the directory that it names", [][]ent{
 			{{name: "a", data: "x"}}, {{name: "a/"}, {name: "a", kind: tar.TypeLink, link: "a"}},
 		}, nil},
@@ -393,4 +402,28 @@ func TestWhatStacksMean(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestLinkToWhatIsBelow: the file that a hard link takes along from a lower layer keeps all that it had.
+func TestLinkToWhatIsBelow(t *testing.T) {
+	testutil.RequireRoot(t)
+	s := openTest(t, nil)
+	attr := map[string]string{"SCHILY.xattr.trusted.test": "x"}
+	files := []ent{
+		{name: "./"},
+		{name: "file", data: "f", mode: 0o4711, uid: 3, pax: attr},
+		{name: "link", kind: tar.TypeSymlink, link: "file", uid: 4, pax: attr},
+		{name: "node", kind: tar.TypeChar, maj: 1, min: 3, mode: 0o600, gid: 5, pax: attr},
+		{name: "fifo", kind: tar.TypeFifo, pax: attr},
+	}
+	var links []ent
+	for _, f := range files[1:] {
+		links = append(links, ent{name: "l-" + f.name, kind: tar.TypeLink, link: f.name})
+	}
+	n, err := s.NewSnapshot(t.Context(), "c", unpackAll(t, s, makeTar(t, files...), makeTar(t, links...)), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := scan(t, layerDir(s, unpackAll(t, s, makeTar(t, append(files, links...)...))[0]))
+	compare(t, want, scan(t, under(mount(t, n, nil), "")))
 }
