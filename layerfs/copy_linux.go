@@ -61,12 +61,15 @@ func (copyDriver) Mount(_ context.Context, s *SnapshotDir, o *MountOptions) (*os
 	if err != nil {
 		return nil, fmt.Errorf("open_tree of the copied root (needs CAP_SYS_ADMIN): %w", err)
 	}
+	// Of its own, as the copy of a shared mount is shared with it: what a container mounts below its root would come up
+	// in the host's mount table, at snapshots/ID/root.
+	attr := unix.MountAttr{Propagation: unix.MS_PRIVATE}
 	if o.ReadOnly {
-		attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
-		if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &attr); err != nil {
-			unix.Close(fd)
-			return nil, fmt.Errorf("mount_setattr read-only: %w", err)
-		}
+		attr.Attr_set = unix.MOUNT_ATTR_RDONLY
+	}
+	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &attr); err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("mount_setattr of the copied root: %w", err)
 	}
 	return os.NewFile(uintptr(fd), "copy of layers"), nil
 }
