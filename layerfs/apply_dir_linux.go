@@ -98,10 +98,10 @@ func (a *applier) whiteout(dir *dirNode, pfd int, base string) error {
 	if kid := dir.kids[name]; kid != nil && (kid.explicit || kid.used) {
 		hidden = hidden || kid.opaque
 		kid.opaque = true
+		kid.inheritNothing(a)
 		if hidden {
 			return nil
 		}
-		kid.inheritNothing(a)
 		return a.hideLower(kid)
 	} else if kid != nil {
 		if err := a.removeDir(pfd, kid); err != nil {

@@ -6,7 +6,6 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"errors"
-	"flag"
 	"fmt"
 	"log/slog"
 	"os"
@@ -251,7 +250,7 @@ func BenchmarkCopyDriver(b *testing.B) {
 			b.Fatal("not in the child")
 		}
 		b.Run(f.name, func(b *testing.B) {
-			cmd := f.child(b, "-test.run=^TestCopyDriverBenchmark$", "-test.benchtime="+flag.Lookup("test.benchtime").Value.String())
+			cmd := f.child(b, "-test.run=^TestCopyDriverBenchmark$")
 			cmd.Env = append(cmd.Env, fsBench+"="+f.name)
 			var stderr bytes.Buffer
 			cmd.Stderr = &stderr
