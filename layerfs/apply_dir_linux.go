@@ -147,11 +147,11 @@ func (a *applier) hideLower(d *dirNode) error {
 	}
 	d.brought = nil
 	for _, k := range d.kids {
-		if k.opaque {
-			continue
-		}
 		if k.explicit || k.used {
 			k.inheritNothing(a)
+			if k.opaque {
+				continue
+			}
 			if err := a.hideLower(k); err != nil {
 				return err
 			}

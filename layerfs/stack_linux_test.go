@@ -345,6 +345,9 @@ func TestWhatStacksMean(t *testing.T) {
 		{"an opaque marker, and a whiteout of the directory", [][]ent{
 			{{name: "d/", mode: 0o700}, {name: "d/e/"}}, {{name: "d/" + whOpaque}, {name: ".wh.d"}},
 		}, map[string]string{"d": `d 755 ""`}},
+		{"an opaque marker, and a whiteout above the directory", [][]ent{
+			{{name: "d/"}, {name: "d/e/", mode: 0o700}}, {{name: "d/e/" + whOpaque}, {name: ".wh.d"}},
+		}, map[string]string{"d": `d 755 ""`, "d/e": `d 755 ""`}},
 		{"a link to what the layer then deletes", [][]ent{
 			{{name: "a", data: "x"}}, {{name: "b", kind: tar.TypeLink, link: "a"}, {name: ".wh.a"}},
 		}, map[string]string{"b": `f 644 "x"`}},
