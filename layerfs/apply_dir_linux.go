@@ -28,9 +28,11 @@ type dirNode struct {
 	opaque   bool
 	// whiteouts are the names of those in it, or of what has replaced them since.
 	whiteouts []string
-	// explicit: the archive has an entry for it.
-	explicit bool
-	gone     bool
+	// brought are files of the layers below that are here for hard links to them and have no entry of their own.
+	brought map[string]bool
+	// explicit: the archive has an entry for it. used: it has one for something in it.
+	explicit, used bool
+	gone           bool
 }
 
 // newDir makes a directory with default attributes.
@@ -81,17 +83,37 @@ func (a *applier) mkdir(parent *dirNode, pfd int, name string, e *tarEntry) erro
 // whiteout hides a name of the layers below. What this very layer has under that name stays (OCI image layer
 // specification, "Whiteouts"): a directory then hides what is below it.
 func (a *applier) whiteout(dir *dirNode, pfd int, base string) error {
+	hidden := dir.hidesLower()
 	if base == whOpaque {
 		dir.opaque = true
-		return nil
+		if hidden {
+			return nil
+		}
+		return a.hideLower(dir)
 	}
 	name := base[len(".wh."):]
 	if name == "" || name == "." || name == ".." {
 		return invalidf("whiteout of nothing")
 	}
-	if kid := dir.kids[name]; kid != nil {
+	if kid := dir.kids[name]; kid != nil && (kid.explicit || kid.used) {
+		hidden = hidden || kid.opaque
 		kid.opaque = true
-		return nil
+		kid.inheritNothing(a)
+		if hidden {
+			return nil
+		}
+		return a.hideLower(kid)
+	} else if kid != nil {
+		if err := a.removeDir(pfd, kid); err != nil {
+			return err
+		}
+	}
+	if dir.brought[name] {
+		// The links to it stay.
+		delete(dir.brought, name)
+		if err := unix.Unlinkat(pfd, name, 0); err != nil {
+			return err
+		}
 	}
 	err := unix.Mknodat(pfd, name, unix.S_IFCHR, 0)
 	if err == unix.EEXIST {
@@ -101,6 +123,49 @@ func (a *applier) whiteout(dir *dirNode, pfd int, base string) error {
 		dir.whiteouts = append(dir.whiteouts, name)
 	}
 	return err
+}
+
+// inheritNothing takes from a directory without an entry the attributes that it has in the layers below.
+func (d *dirNode) inheritNothing(a *applier) {
+	if !d.explicit {
+		d.mode, d.uid, d.gid, d.mtime, d.xattrs = 0o755, a.euid, a.egid, time.Time{}, nil
+	}
+}
+
+// hideLower removes what a directory has of the layers below, which do not show in it any more: a whiteout means the same
+// before and behind the entries of its own layer. What is there only because a hard link's target was goes; the link
+// stays.
+func (a *applier) hideLower(d *dirNode) error {
+	for name := range d.brought {
+		pfd, err := a.fd(d)
+		if err == nil {
+			err = unix.Unlinkat(pfd, name, 0)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	d.brought = nil
+	for _, k := range d.kids {
+		if k.explicit || k.used {
+			k.inheritNothing(a)
+			if k.opaque {
+				continue
+			}
+			if err := a.hideLower(k); err != nil {
+				return err
+			}
+			continue
+		}
+		pfd, err := a.fd(d)
+		if err == nil {
+			err = a.removeDir(pfd, k)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func isWhiteout(st *unix.Stat_t) bool {

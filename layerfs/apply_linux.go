@@ -35,8 +35,10 @@ type applier struct {
 	dirs     int64
 	lastPath string
 	lastDir  *dirNode
-	open     []*dirNode // with a descriptor
-	tick     uint64
+	// passedLink: the path that was walked last leads through a link.
+	passedLink bool
+	open       []*dirNode // with a descriptor
+	tick       uint64
 }
 
 func newApplier(rootFD int, src chunkSource, limits *Limits, userXattrs bool, log *slog.Logger) *applier {
@@ -106,10 +108,11 @@ func (a *applier) entry(e *tarEntry) error {
 	if strings.HasPrefix(base, ".wh.") {
 		return entryError("white out", e.name, a.whiteout(dir, pfd, base))
 	}
+	delete(dir.brought, base)
 	if e.kind == tarDir {
 		return entryError("make directory", e.name, a.mkdir(dir, pfd, base, e))
 	}
-	if old := dir.kids[base]; old != nil {
+	if old := dir.kids[base]; old != nil && e.kind != tarLink {
 		if err := a.removeDir(pfd, old); err != nil {
 			return entryError("replace", e.name, err)
 		}

@@ -2,6 +2,7 @@ package layerfs
 
 import (
 	"bytes"
+	"fmt"
 	"io"
 	"strings"
 	"time"
@@ -9,6 +10,30 @@ import (
 
 	"golang.org/x/sys/unix"
 )
+
+// visible returns the part of a stack, lowest first, that shows: the layers above the topmost one whose root is opaque,
+// and that one. Overlayfs heeds the mark on every directory but the roots of layers.
+func (s *Store) visible(keys []string) ([]string, error) {
+	for i := len(keys) - 1; i > 0; i-- {
+		fd, err := openBeneath(s.layersFD, keys[i]+"/fs", unix.O_RDONLY|unix.O_DIRECTORY)
+		if err != nil {
+			return nil, fmt.Errorf("open layer %s: %w", keys[i], err)
+		}
+		opaque := isOpaque(fd, s.userXattrs)
+		unix.Close(fd)
+		if opaque {
+			return keys[i:], nil
+		}
+	}
+	return keys, nil
+}
+
+// isOpaque reports whether a directory hides what the layers below have in it.
+func isOpaque(fd int, userXattrs bool) bool {
+	var val [2]byte
+	n, err := unix.Fgetxattr(fd, opaqueXattr(userXattrs), val[:])
+	return err == nil && n == 1 && val[0] == 'y'
+}
 
 // lowerView looks names up in a stack of layers as overlayfs would.
 type lowerView struct {
@@ -71,10 +96,9 @@ func (v *lowerView) opaqueAbove(at int, path string) (bool, error) {
 		if err != nil {
 			return false, err
 		}
-		var val [2]byte
-		n, err := unix.Fgetxattr(fd, opaqueXattr(v.userXattrs), val[:])
+		opaque := isOpaque(fd, v.userXattrs)
 		unix.Close(fd)
-		if err == nil && n == 1 && val[0] == 'y' {
+		if opaque {
 			return true, nil
 		}
 		c, rest, more := strings.Cut(path, "/")
@@ -105,8 +129,31 @@ func (f *lowerFile) xattrs() ([]tarXattr, error) {
 	return listXattrs(fd)
 }
 
-func listXattrs(fd int) ([]tarXattr, error) {
-	n, err := unix.Flistxattr(fd, nil)
+// xattrSource is something to read extended attributes from.
+type xattrSource struct {
+	list func([]byte) (int, error)
+	get  func(name string, value []byte) (int, error)
+}
+
+func fdXattrs(fd int) xattrSource {
+	return xattrSource{
+		func(b []byte) (int, error) { return unix.Flistxattr(fd, b) },
+		func(name string, value []byte) (int, error) { return unix.Fgetxattr(fd, name, value) },
+	}
+}
+
+// linkXattrs reads those of a link itself, by a path relative to the thread's working directory.
+func linkXattrs(path string) xattrSource {
+	return xattrSource{
+		func(b []byte) (int, error) { return unix.Llistxattr(path, b) },
+		func(name string, value []byte) (int, error) { return unix.Lgetxattr(path, name, value) },
+	}
+}
+
+func listXattrs(fd int) ([]tarXattr, error) { return listXattrsOf(fdXattrs(fd)) }
+
+func listXattrsOf(f xattrSource) ([]tarXattr, error) {
+	n, err := f.list(nil)
 	if err == unix.ENOTSUP || n == 0 {
 		return nil, nil
 	}
@@ -114,7 +161,7 @@ func listXattrs(fd int) ([]tarXattr, error) {
 		return nil, err
 	}
 	names := make([]byte, n)
-	if n, err = unix.Flistxattr(fd, names); err != nil {
+	if n, err = f.list(names); err != nil {
 		return nil, err
 	}
 	var xs []tarXattr
@@ -123,12 +170,12 @@ func listXattrs(fd int) ([]tarXattr, error) {
 		if !xattrBelongs(k) {
 			continue
 		}
-		size, err := unix.Fgetxattr(fd, k, nil)
+		size, err := f.get(k, nil)
 		if err != nil {
 			return nil, err
 		}
 		value := make([]byte, size)
-		if size, err = unix.Fgetxattr(fd, k, value); err != nil {
+		if size, err = f.get(k, value); err != nil {
 			return nil, err
 		}
 		xs = append(xs, tarXattr{k, string(value[:size])})

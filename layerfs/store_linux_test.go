@@ -48,18 +48,6 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// mountLines are the overlays in the mount table. Other tests that run at the same time mount other things.
-func mountLines() string {
-	data, _ := os.ReadFile("/proc/self/mountinfo")
-	var overlays strings.Builder
-	for line := range strings.Lines(string(data)) {
-		if strings.Contains(line, " - overlay ") {
-			overlays.WriteString(line)
-		}
-	}
-	return overlays.String()
-}
-
 func openTest(t testing.TB, opts *StoreOptions) *Store {
 	t.Helper()
 	s, err := OpenStore(filepath.Join(t.TempDir(), "store"), opts)
