@@ -115,8 +115,10 @@ func (s *Store) open(userXattrs bool) error {
 		fd   *int
 		name string
 	}{{&s.blobsFD, "blobs/sha256"}, {&s.layersFD, "layers"}, {&s.snapsFD, "snapshots"}, {&s.stacksFD, "stacks"}, {&s.tmpFD, "tmp"}, {&s.locksFD, "locks"}} {
-		if *d.fd, err = openDir(s.rootFD, d.name); err != nil {
-			return fmt.Errorf("%s: %w", d.name, err)
+		// A layout that another tool made may come from anywhere: sweeping what a link in it leads to would delete the
+		// files of the host.
+		if *d.fd, err = openBeneath(s.rootFD, d.name, unix.O_RDONLY|unix.O_DIRECTORY); err != nil {
+			return &fs.PathError{Op: "open", Path: d.name, Err: err}
 		}
 	}
 	return nil
@@ -180,7 +182,19 @@ func (s *Store) create(userXattrs bool) error {
 			return err
 		}
 	}
-	for _, d := range []string{"blobs", "blobs/sha256", "layers", "snapshots", "stacks", "tmp", "locks", "empty"} {
+	// "blobs" may be a link of somebody else's, see open.
+	if err := unix.Mkdirat(s.rootFD, "blobs", 0o700); err != nil && err != unix.EEXIST {
+		return fmt.Errorf("mkdir blobs: %w", err)
+	}
+	blobs, err := openBeneath(s.rootFD, "blobs", unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return &fs.PathError{Op: "open", Path: "blobs", Err: err}
+	}
+	defer unix.Close(blobs)
+	if err := unix.Mkdirat(blobs, "sha256", 0o700); err != nil && err != unix.EEXIST {
+		return fmt.Errorf("mkdir blobs/sha256: %w", err)
+	}
+	for _, d := range []string{"layers", "snapshots", "stacks", "tmp", "locks", "empty"} {
 		if err := unix.Mkdirat(s.rootFD, d, 0o700); err != nil && err != unix.EEXIST {
 			return fmt.Errorf("mkdir %s: %w", d, err)
 		}
