@@ -59,6 +59,7 @@ type tarReader struct {
 	block   [tarBlock]byte
 	remain  int64 // data of the current entry that has not been read
 	pad     int64 // padding behind it
+	skipped int64 // content that was passed over
 	entries int64
 }
 
@@ -93,6 +94,15 @@ func (t *tarReader) discard(n int64) error {
 		n -= int64(len(b))
 	}
 	return nil
+}
+
+// skip passes over content that nobody wants, as far as it may be written.
+func (t *tarReader) skip(n int64) error {
+	if n > t.limits.Bytes-t.skipped {
+		return &LimitError{Limit: "Bytes", Max: t.limits.Bytes}
+	}
+	t.skipped += n
+	return t.discard(n)
 }
 
 // data returns the next piece of the entry's stored bytes, or io.EOF behind the last.
@@ -130,7 +140,7 @@ func padding(n int64) int64 { return -n & (tarBlock - 1) }
 
 // entry returns the next entry, or io.EOF at the end of the archive.
 func (t *tarReader) entry() (*tarEntry, error) {
-	if err := t.discard(t.remain); err != nil {
+	if err := t.skip(t.remain); err != nil {
 		return nil, err
 	}
 	if err := t.discard(t.pad); err != nil {
@@ -145,7 +155,9 @@ func (t *tarReader) entry() (*tarEntry, error) {
 		if t.entries++; t.entries > t.limits.Entries {
 			return nil, &LimitError{Limit: "Entries", Max: t.limits.Entries}
 		}
-		if err := t.fill(t.block[:]); err != nil {
+		if err := t.fill(t.block[:]); err == io.EOF && (pax != nil || gnuName != "" || gnuLink != "") {
+			return nil, invalidf("it ends behind an extended header")
+		} else if err != nil {
 			return nil, err
 		}
 		b := &t.block
@@ -193,7 +205,10 @@ func (t *tarReader) entry() (*tarEntry, error) {
 				gnuLink = cString(data)
 			}
 		case 'V': // volume label
-			if err := t.discard(size + padding(size)); err != nil {
+			if err := t.skip(size); err != nil {
+				return nil, err
+			}
+			if err := t.discard(padding(size)); err != nil {
 				return nil, err
 			}
 		default:
@@ -309,7 +324,10 @@ func (t *tarReader) finish(e *tarEntry, flag byte, pax map[string]string, paxSpa
 	case 0:
 		e.kind = tarReg
 		if strings.HasSuffix(e.name, "/") {
+			// What stands behind it is skipped, as archive/tar does: who takes it for entries sees other files.
 			e.kind = tarDir
+			t.remain, t.pad = e.size, padding(e.size)
+			return nil
 		}
 	case tarReg, '7', 'S':
 		e.kind = tarReg
