@@ -2,6 +2,7 @@ package layerfs
 
 import (
 	"bytes"
+	"context"
 	"io"
 	"strings"
 	"time"
@@ -14,6 +15,7 @@ import (
 type lowerView struct {
 	fds        []int // topmost first
 	userXattrs bool
+	ctx        context.Context
 }
 
 func (v *lowerView) close() {
@@ -35,6 +37,10 @@ func (f *lowerFile) close() { unix.Close(f.fd) }
 // find looks up a path whose directories are directories in the merged view. It returns nil for what is not there.
 func (v *lowerView) find(path string) (*lowerFile, error) {
 	for _, at := range v.fds {
+		// A thousand layers with deep directories make this slow, and an entry may come here forty times by way of links.
+		if err := context.Cause(v.ctx); err != nil {
+			return nil, err
+		}
 		fd, err := openBeneath(at, path, unix.O_PATH)
 		switch err {
 		case nil:
@@ -63,31 +69,25 @@ func (v *lowerView) find(path string) (*lowerFile, error) {
 
 // opaqueAbove reports whether a directory on the way to path, as far as this layer has it, hides the layers below.
 func (v *lowerView) opaqueAbove(at int, path string) (bool, error) {
-	for dir := "."; ; {
-		fd, err := openBeneath(at, dir, unix.O_RDONLY|unix.O_DIRECTORY)
-		if err == unix.ENOENT {
-			return false, nil
-		}
-		if err != nil {
-			return false, err
-		}
+	dir, err := openBeneath(at, ".", unix.O_RDONLY|unix.O_DIRECTORY)
+	for err == nil {
 		var val [2]byte
-		n, err := unix.Fgetxattr(fd, opaqueXattr(v.userXattrs), val[:])
-		unix.Close(fd)
-		if err == nil && n == 1 && val[0] == 'y' {
-			return true, nil
-		}
+		n, xerr := unix.Fgetxattr(dir, opaqueXattr(v.userXattrs), val[:])
 		c, rest, more := strings.Cut(path, "/")
-		if !more {
-			return false, nil
-		}
-		if dir == "." {
-			dir = c
-		} else {
-			dir += "/" + c
+		if opaque := xerr == nil && n == 1 && val[0] == 'y'; opaque || !more {
+			unix.Close(dir)
+			return opaque, nil
 		}
 		path = rest
+		var sub int
+		sub, err = openBeneath(dir, c, unix.O_RDONLY|unix.O_DIRECTORY)
+		unix.Close(dir)
+		dir = sub
 	}
+	if err == unix.ENOENT {
+		return false, nil
+	}
+	return false, err
 }
 
 func (f *lowerFile) readlink() (string, error) { return readlinkAt(f.fd, "") }
