@@ -38,6 +38,7 @@ func FuzzUnpack(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
+		data = withSums(data)
 		spec := LayerSpec{Descriptor: ocispec.Descriptor{Digest: digest.FromBytes(data), Size: int64(len(data))}, DiffID: digest.FromBytes(data), Parents: []Layer{parent},
 			Open: func(context.Context) (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(data)), nil }}
 		l, err := s.Unpack(t.Context(), spec)

@@ -335,7 +335,7 @@ func TestBombs(t *testing.T) {
 		t.Run(a.Name, func(t *testing.T) {
 			limits := Limits{Entries: 20_000, Bytes: 32 << 20, Header: 1 << 20}
 			if strings.Contains(a.Name, "large headers") {
-				limits.Entries = 2800
+				limits.Entries = 2400
 			}
 			blob := a.Gzip()
 			s := openTest(t, &StoreOptions{Limits: limits})

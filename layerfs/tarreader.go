@@ -216,11 +216,17 @@ func (t *tarReader) entry() (*tarEntry, error) {
 			if err != nil {
 				return nil, err
 			}
-			if gnuName != "" {
-				e.name = gnuName
-			}
-			if gnuLink != "" {
-				e.link = gnuLink
+			// Who writes both is not to be trusted; archive/tar, and with it Docker, takes GNU's.
+			if gnuName != "" || gnuLink != "" {
+				if pax == nil {
+					pax = make(map[string]string, 2)
+				}
+				if gnuName != "" {
+					pax["path"] = gnuName
+				}
+				if gnuLink != "" {
+					pax["linkpath"] = gnuLink
+				}
 			}
 			if err := t.finish(e, b[156], pax, paxSparse, &budget); err != nil {
 				return nil, &EntryError{Op: "read", Entry: e.name, Err: err}
@@ -324,10 +330,7 @@ func (t *tarReader) finish(e *tarEntry, flag byte, pax map[string]string, paxSpa
 	case 0:
 		e.kind = tarReg
 		if strings.HasSuffix(e.name, "/") {
-			// What stands behind it is skipped, as archive/tar does: who takes it for entries sees other files.
 			e.kind = tarDir
-			t.remain, t.pad = e.size, padding(e.size)
-			return nil
 		}
 	case tarReg, '7', 'S':
 		e.kind = tarReg

@@ -26,7 +26,8 @@ func Bombs(n int) []Archive {
 		}
 	}
 	same := Header("same", '0', 0, nil)
-	comment := Extended("comment", strings.Repeat("x", 1<<19))
+	long := strings.Repeat("x", 1<<19)
+	comment := Extended("comment", long)
 	attribute := Extended("SCHILY.xattr.user.x", strings.Repeat("x", 1<<16))
 	content := Padded(strings.Repeat("x", 1<<20))
 	return []Archive{
@@ -38,7 +39,7 @@ func Bombs(n int) []Archive {
 		{Name: "global headers", Want: Limited, Limit: "Entries", Write: repeat(func(int) []byte { return extended('g', "comment", "x") })},
 		{Name: "large headers", Want: Limited, Limit: "Entries", Write: repeat(func(i int) []byte { return Cat(comment, same) })},
 		{Name: "directories with large headers", Want: Limited, Limit: "Entries", Write: repeat(func(i int) []byte {
-			return Cat(comment, Extended("path", fmt.Sprintf("short-%d/", i)), Header("d", '5', 0, nil))
+			return Cat(Extended("comment", long, "path", fmt.Sprintf("short-%d/", i)), Header("d", '5', 0, nil))
 		})},
 		{Name: "directories with large attributes", Want: Limited, Limit: "Header", Write: repeat(func(i int) []byte {
 			return Cat(attribute, Header(fmt.Sprintf("%d/", i), '5', 0, nil))
