@@ -261,6 +261,19 @@ func (t *tarReader) parseHeader(size int64) (*tarEntry, error) {
 			e.name = p + "/" + e.name
 		}
 	case magic == "ustar  \x00":
+		// Before Go 1.8 archive/tar, with which layers were made that are still in use, wrote a prefix here too (Go issue
+		// 12594): as that is where GNU keeps times, it is one where no number can be read.
+		for _, f := range [][]byte{b[345:357], b[357:369]} {
+			if f[0] == 0 {
+				continue
+			}
+			if _, err := parseNumber(f); err != nil {
+				if p := cString(b[345:500]); p != "" && isASCII(p) {
+					e.name = p + "/" + e.name
+				}
+				break
+			}
+		}
 	default: // before POSIX: no device numbers, no prefix
 		return e, nil
 	}
@@ -273,6 +286,10 @@ func (t *tarReader) parseHeader(size int64) (*tarEntry, error) {
 		e.major, e.minor = uint32(major), uint32(minor)
 	}
 	return e, nil
+}
+
+func isASCII(s string) bool {
+	return strings.IndexFunc(s, func(r rune) bool { return r >= 0x80 }) < 0
 }
 
 // finish applies the extended headers and finds out what data follows.
