@@ -2,7 +2,9 @@ package hostile
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/binary"
+	"encoding/hex"
 	"hash/crc32"
 
 	"github.com/klauspost/compress/flate"
@@ -113,4 +115,21 @@ func rawBlocks(data []byte) []byte {
 		data = data[n:]
 	}
 	return Cat(parts...)
+}
+
+// ZstdZeros is an archive of an end and so many zeros, in a frame of a few bytes for each hundred kilobytes.
+func ZstdZeros(n int64) Blob {
+	const size = 128 << 10
+	buf := bytes.NewBuffer([]byte{0x28, 0xb5, 0x2f, 0xfd, 0x00, (20 - 10) << 3})
+	h, zeros := sha256.New(), make([]byte, size)
+	blocks := n / size
+	for i := range blocks {
+		head := uint32(size)<<3 | 1<<1 // a block of one byte, repeated
+		if i == blocks-1 {
+			head |= 1
+		}
+		buf.Write([]byte{byte(head), byte(head >> 8), byte(head >> 16), 0})
+		h.Write(zeros)
+	}
+	return Blob{buf.Bytes(), "sha256:" + hex.EncodeToString(h.Sum(nil)), blocks * size}
 }
