@@ -80,3 +80,42 @@ func FuzzIndex(f *testing.F) {
 		}
 	})
 }
+
+// FuzzRecords feeds foreign bytes to what reads the store's own files: the record of a layer, a stack and the format.
+func FuzzRecords(f *testing.F) {
+	s, err := OpenStore(f.TempDir()+"/store", nil)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Cleanup(func() { s.Close() })
+	key := "d-" + digest.FromString("x").Encoded()
+	if err := os.MkdirAll(s.Dir()+"/layers/"+key+"/fs", 0o700); err != nil {
+		f.Fatal(err)
+	}
+	f.Add([]byte(`{"version":1,"key":"` + key + `","root":{"mode":493,"uid":0,"gid":0,"modTime":"2021-03-04T05:06:07Z","xattrs":{"user.x":"eA=="}}}`))
+	f.Add([]byte(`{"version":1,"layers":["` + key + `"],"root":{"mode":4294967295}}`))
+	f.Add([]byte(`{"version":1,"layers":["../../../etc"]}`))
+	f.Add([]byte(`{"version":1,"xattrs":"user"}`))
+	const id = "0123456789abcdef0123456789abcdef"
+	f.Fuzz(func(t *testing.T, data []byte) {
+		for _, file := range []string{"layers/" + key + "/layer.json", "stacks/" + id} {
+			if err := os.WriteFile(s.Dir()+"/"+file, data, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if rec, err := s.readLayer(key); err == nil && (rec.Key != key || rec.Version != formatVersion) {
+			t.Fatalf("%+v", rec)
+		}
+		s.stacksMu.Lock()
+		delete(s.stacks, id)
+		st, err := s.loadStack(id)
+		s.stacksMu.Unlock()
+		if err == nil {
+			for _, k := range st.Keys {
+				if !validKey(k) {
+					t.Fatalf("accepted the key %q", k)
+				}
+			}
+		}
+	})
+}
