@@ -47,6 +47,8 @@ func (a *applier) newDir(parent *dirNode, pfd int, name string) (*dirNode, error
 	if err := unix.Mkdirat(pfd, name, 0o755); err != nil {
 		return nil, err
 	}
+	// A name of an extended header is a piece of that header, which it would keep in memory.
+	name = strings.Clone(name)
 	d := &dirNode{name: name, parent: parent, fd: -1, depth: parent.depth + 1, mode: 0o755, uid: a.euid, gid: a.egid}
 	if parent.kids == nil {
 		parent.kids = make(map[string]*dirNode)
@@ -55,9 +57,32 @@ func (a *applier) newDir(parent *dirNode, pfd int, name string) (*dirNode, error
 	return d, nil
 }
 
-func (a *applier) setDir(d *dirNode, e *tarEntry) {
-	d.mode, d.uid, d.gid, d.mtime, d.xattrs, d.explicit = e.mode, e.uid, e.gid, e.mtime, e.xattrs, true
+func (a *applier) setDir(d *dirNode, e *tarEntry) error {
+	d.mode, d.uid, d.gid, d.mtime, d.explicit = e.mode, e.uid, e.gid, e.mtime, true
+	return a.keepXattrs(d, e.xattrs)
 }
+
+// keepXattrs remembers the attributes of a directory until the end, when its content is written: a default ACL would be
+// inherited by it. There may be a million directories, with a megabyte of attributes each.
+func (a *applier) keepXattrs(d *dirNode, xattrs []tarXattr) error {
+	for _, x := range d.xattrs {
+		a.kept -= int64(len(x.name) + len(x.value))
+	}
+	d.xattrs = nil
+	for _, x := range xattrs {
+		if !xattrBelongs(x.name) {
+			continue
+		}
+		if a.kept += int64(len(x.name) + len(x.value)); a.kept > keptHeaders*a.limits.Header {
+			return &LimitError{Limit: "Header", Max: a.limits.Header}
+		}
+		d.xattrs = append(d.xattrs, tarXattr{strings.Clone(x.name), strings.Clone(x.value)})
+	}
+	return nil
+}
+
+// keptHeaders times Limits.Header is the most of attributes of directories that is remembered.
+const keptHeaders = 64
 
 func (a *applier) mkdir(parent *dirNode, pfd int, name string, e *tarEntry) error {
 	d := parent.kids[name]
@@ -76,8 +101,7 @@ func (a *applier) mkdir(parent *dirNode, pfd int, name string, e *tarEntry) erro
 			return err
 		}
 	}
-	a.setDir(d, e)
-	return nil
+	return a.setDir(d, e)
 }
 
 // whiteout hides a name of the layers below. What this very layer has under that name stays (OCI image layer
@@ -120,7 +144,7 @@ func (a *applier) whiteout(dir *dirNode, pfd int, base string) error {
 		return nil
 	}
 	if err == nil {
-		dir.whiteouts = append(dir.whiteouts, name)
+		dir.whiteouts = append(dir.whiteouts, strings.Clone(name))
 	}
 	return err
 }

@@ -168,7 +168,10 @@ func (a *applier) step(cur *dirNode, pfd int, c string) (target string, next *di
 		}
 		d.mode, d.uid, d.gid = low.st.Mode&0o7777, low.st.Uid, low.st.Gid
 		d.mtime = time.Unix(low.st.Mtim.Unix())
-		d.xattrs, err = low.xattrs()
+		xattrs, err := low.xattrs()
+		if err == nil {
+			err = a.keepXattrs(d, xattrs)
+		}
 		return "", d, err
 	}
 	return "", nil, unix.ENOTDIR
@@ -179,6 +182,9 @@ func (a *applier) needLowers() error {
 		return nil
 	}
 	v, err := a.lowers()
+	if err == nil {
+		v.ctx = a.ctx
+	}
 	a.view = v
 	return err
 }

@@ -96,11 +96,12 @@ func (s *Store) writeBlob(ctx context.Context, name string, desc ocispec.Descrip
 	defer f.Close()
 	v := newVerifier(desc)
 	buf := make([]byte, min(max(desc.Size, 512), 256<<10))
+	var idle idleReads
 	for {
 		if err := context.Cause(ctx); err != nil {
 			return err
 		}
-		n, err := r.Read(buf)
+		n, err := idle.check(r.Read(buf))
 		if n > 0 {
 			if _, err := v.Write(buf[:n]); err != nil {
 				return err

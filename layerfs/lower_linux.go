@@ -2,6 +2,7 @@ package layerfs
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"io"
 	"strings"
@@ -39,6 +40,7 @@ func isOpaque(fd int, userXattrs bool) bool {
 type lowerView struct {
 	fds        []int // topmost first
 	userXattrs bool
+	ctx        context.Context
 }
 
 func (v *lowerView) close() {
@@ -60,6 +62,10 @@ func (f *lowerFile) close() { unix.Close(f.fd) }
 // find looks up a path whose directories are directories in the merged view. It returns nil for what is not there.
 func (v *lowerView) find(path string) (*lowerFile, error) {
 	for _, at := range v.fds {
+		// A thousand layers with deep directories make this slow, and an entry may come here forty times by way of links.
+		if err := context.Cause(v.ctx); err != nil {
+			return nil, err
+		}
 		fd, err := openBeneath(at, path, unix.O_PATH)
 		switch err {
 		case nil:
@@ -88,30 +94,23 @@ func (v *lowerView) find(path string) (*lowerFile, error) {
 
 // opaqueAbove reports whether a directory on the way to path, as far as this layer has it, hides the layers below.
 func (v *lowerView) opaqueAbove(at int, path string) (bool, error) {
-	for dir := "."; ; {
-		fd, err := openBeneath(at, dir, unix.O_RDONLY|unix.O_DIRECTORY)
-		if err == unix.ENOENT {
-			return false, nil
-		}
-		if err != nil {
-			return false, err
-		}
-		opaque := isOpaque(fd, v.userXattrs)
-		unix.Close(fd)
-		if opaque {
-			return true, nil
-		}
+	dir, err := openBeneath(at, ".", unix.O_RDONLY|unix.O_DIRECTORY)
+	for err == nil {
 		c, rest, more := strings.Cut(path, "/")
-		if !more {
-			return false, nil
-		}
-		if dir == "." {
-			dir = c
-		} else {
-			dir += "/" + c
+		if opaque := isOpaque(dir, v.userXattrs); opaque || !more {
+			unix.Close(dir)
+			return opaque, nil
 		}
 		path = rest
+		var sub int
+		sub, err = openBeneath(dir, c, unix.O_RDONLY|unix.O_DIRECTORY)
+		unix.Close(dir)
+		dir = sub
 	}
+	if err == unix.ENOENT {
+		return false, nil
+	}
+	return false, err
 }
 
 func (f *lowerFile) readlink() (string, error) { return readlinkAt(f.fd, "") }

@@ -50,7 +50,12 @@ func TestMain(m *testing.M) {
 
 func openTest(t testing.TB, opts *StoreOptions) *Store {
 	t.Helper()
-	s, err := OpenStore(filepath.Join(t.TempDir(), "store"), opts)
+	return openTestIn(t, t.TempDir(), opts)
+}
+
+func openTestIn(t testing.TB, dir string, opts *StoreOptions) *Store {
+	t.Helper()
+	s, err := OpenStore(filepath.Join(dir, "store"), opts)
 	if err != nil {
 		t.Fatal(err)
 	}
