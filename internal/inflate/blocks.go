@@ -9,9 +9,6 @@ import (
 // before inPos at all times.
 func (z *Reader) fill() error {
 	z.unread()
-	if z.inEnd-z.inPos == len(z.in) {
-		panic("inflate: fill of a full buffer")
-	}
 	if z.srcErr != nil {
 		return z.srcErr
 	}

@@ -64,7 +64,16 @@ func readChunks(r io.Reader, size int) (all []byte, err error) {
 	}
 }
 
-func TestBlocks(t *testing.T) {
+// blockCase is DEFLATE data that is a member's, and what becomes of it: err is "EOF" for an unexpected end, or part of a
+// CorruptError.
+type blockCase struct {
+	name string
+	w    *bitWriter
+	want string
+	err  string
+}
+
+func blockCases() []blockCase {
 	random := noise(1, 65535)
 	abc := []int{'a', 'b', 'c'}
 	rep := func(n, v int) []int { return slices.Repeat([]int{v}, n) }
@@ -88,12 +97,7 @@ func TestBlocks(t *testing.T) {
 		return l
 	}()
 
-	for _, tc := range []struct {
-		name string
-		w    *bitWriter
-		want string
-		err  string // io.ErrUnexpectedEOF, or part of a CorruptError
-	}{
+	return []blockCase{
 		// Stored blocks, RFC 1951, section 3.2.4.
 		{"stored", new(bitWriter).stored(1, []byte("hello")), "hello", ""},
 		{"stored, empty", new(bitWriter).stored(1, nil), "", ""},
@@ -169,7 +173,11 @@ func TestBlocks(t *testing.T) {
 		{"code length code, one code", new(bitWriter).bits(1, 1).bits(2, 2).bits(0, 14).bits(0, 9).bits(1, 3).bits(0, 300), "", "lengths"},
 		{"code length code, the other of one code", new(bitWriter).bits(1, 1).bits(2, 2).bits(0, 14).bits(0, 9).bits(1, 3).bits(2, 2).bits(0, 64), "", "code"},
 		{"nothing", new(bitWriter), "", "EOF"},
-	} {
+	}
+}
+
+func TestBlocks(t *testing.T) {
+	for _, tc := range blockCases() {
 		t.Run(tc.name, func(t *testing.T) {
 			// What follows a block is of no importance, be it in reach of the fast loop or not. It counts for what is
 			// cut, of course.
