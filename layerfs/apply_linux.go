@@ -32,6 +32,7 @@ type applier struct {
 	view   *lowerView
 
 	written  int64
+	wrote    func(int64) // if not nil, is told of the bytes of each file
 	dirs     int64
 	lastPath string
 	lastDir  *dirNode

@@ -42,7 +42,8 @@ type Store struct {
 	use    sync.RWMutex
 	closed bool
 
-	trash trash
+	trash  trash
+	syncer *syncer
 
 	stacksMu sync.Mutex
 	stacks   map[string]*stack // by id
@@ -111,6 +112,7 @@ func (s *Store) open(userXattrs bool) error {
 		return err
 	}
 	s.userXattrs = format.Xattrs == "user"
+	s.syncer = newSyncer(s.rootFD)
 	for _, d := range []struct {
 		fd   *int
 		name string
@@ -209,6 +211,7 @@ func (s *Store) Close() error {
 	}
 	s.closed = true
 	s.closeTrash()
+	s.syncer.close()
 	err := s.driver.Close()
 	s.closeFDs()
 	return err

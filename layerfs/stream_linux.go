@@ -34,7 +34,9 @@ const (
 
 // follower reads a file while another goroutine is still writing it.
 type follower struct {
-	f    *os.File
+	f     *os.File
+	wrote func(int64) // if not nil, is told of the bytes
+
 	mu   sync.Mutex
 	cond *sync.Cond
 	// Guarded by mu: written bytes, and whether and why no more will come.
@@ -107,6 +109,9 @@ func fetch(ctx context.Context, r io.Reader, w *follower, v *verifier, progress 
 				return err
 			}
 			w.add(n)
+			if w.wrote != nil {
+				w.wrote(int64(n))
+			}
 			if progress != nil {
 				progress(v.n)
 			}

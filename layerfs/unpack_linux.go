@@ -281,12 +281,14 @@ type unpacking struct {
 	parents  func(context.Context) ([]Layer, error)
 	diffLock *fileLock
 
-	below []Layer // after lowers
+	syncBegin uint64
+	below     []Layer // after lowers
 }
 
 // run makes the layer in a temporary directory and shows it. stored says that the blob came from the store.
 func (u *unpacking) run(ctx context.Context) (l Layer, stored bool, err error) {
 	s := u.s
+	u.syncBegin = s.syncer.begin()
 	t, err := s.newTemp()
 	if err != nil {
 		return Layer{}, false, err
@@ -334,6 +336,7 @@ func (u *unpacking) pipeline(ctx context.Context, blob *os.File, stored bool, ro
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	w := newFollower(blob)
+	w.wrote = s.syncer.wrote
 	stop := context.AfterFunc(ctx, func() { w.finish(context.Cause(ctx)) })
 	defer stop()
 
@@ -373,6 +376,7 @@ func (u *unpacking) pipeline(ctx context.Context, blob *os.File, stored bool, ro
 	wg.Go(func() { diff = c.hash() })
 
 	a := newApplier(root, c, &s.limits, s.userXattrs, s.log)
+	a.wrote = s.syncer.wrote
 	a.lowers = func() (*lowerView, error) { return u.lowers(ctx) }
 	var applyErr error
 	onOwnThread(func() { applyErr = a.run(ctx) })
@@ -440,7 +444,7 @@ func (u *unpacking) sync(t *tempDir, a *applier, blob *os.File) error {
 		}
 		// A file that its owner may not open: only syncfs does not have to.
 	}
-	return unix.Syncfs(u.s.rootFD)
+	return u.s.syncer.sync(u.syncBegin)
 }
 
 // commit syncs and renames. The renames are not synced: a power cut may take them back, and the layer is fetched again.
