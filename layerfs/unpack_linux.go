@@ -142,7 +142,7 @@ func (s *Store) Unpack(ctx context.Context, spec LayerSpec) (Layer, error) {
 		return Layer{}, err
 	}
 	defer s.use.RUnlock()
-	l, err := s.unpack(ctx, &spec, chainOf(spec.Parents, spec.DiffID), func(context.Context) ([]Layer, error) { return spec.Parents, nil })
+	l, err := s.unpack(ctx, &spec, chainOf(spec.Parents, spec.DiffID), func(context.Context) ([]Layer, error) { return spec.Parents, nil }, nil)
 	if err != nil {
 		return Layer{}, fmt.Errorf("layerfs: unpack layer %s: %w", spec.DiffID, err)
 	}
@@ -197,8 +197,10 @@ func (s *Store) UnpackAll(ctx context.Context, specs []LayerSpec, opts *UnpackOp
 			break
 		}
 		wg.Go(func() {
-			defer func() { <-slots }()
-			l, err := s.unpack(ctx, &specs[i], chains[i], parents(i))
+			// The next layer is worked on while the disk has to do with this one.
+			free := sync.OnceFunc(func() { <-slots })
+			defer free()
+			l, err := s.unpack(ctx, &specs[i], chains[i], parents(i), free)
 			if err != nil {
 				cancel(fmt.Errorf("layerfs: unpack layer %d of %d, %s: %w", i+1, len(specs), specs[i].DiffID, err))
 				return
@@ -217,7 +219,7 @@ func (s *Store) UnpackAll(ctx context.Context, specs []LayerSpec, opts *UnpackOp
 // unpack holds the locks: that of the chain while anything happens, that of the diffID until the layer turns out to
 // depend on its parents. Waiting for parents under a diffID lock could deadlock: an image may have as its base what
 // another has on top.
-func (s *Store) unpack(ctx context.Context, spec *LayerSpec, chainID digest.Digest, parents func(context.Context) ([]Layer, error)) (Layer, error) {
+func (s *Store) unpack(ctx context.Context, spec *LayerSpec, chainID digest.Digest, parents func(context.Context) ([]Layer, error), applied func()) (Layer, error) {
 	if _, err := blobName(spec.DiffID); err != nil {
 		return Layer{}, err
 	}
@@ -252,7 +254,7 @@ func (s *Store) unpack(ctx context.Context, spec *LayerSpec, chainID digest.Dige
 	if l, ok := s.findLayer(spec.DiffID, chainID); ok {
 		return finished(l)
 	}
-	u := &unpacking{s: s, spec: spec, chainID: chainID, parents: parents, diffLock: diffLock}
+	u := &unpacking{s: s, spec: spec, chainID: chainID, parents: parents, diffLock: diffLock, applied: applied}
 	l, stored, err := u.run(ctx)
 	if err != nil && stored && errors.Is(err, ErrCorrupt) && spec.Open != nil && ctx.Err() == nil {
 		// The blob has rotted since it was stored. A descriptor that lies would fail in the same way the second time.
@@ -280,6 +282,9 @@ type unpacking struct {
 	chainID  digest.Digest
 	parents  func(context.Context) ([]Layer, error)
 	diffLock *fileLock
+
+	// applied, if not nil, is called when nothing but the disk is waited for any more.
+	applied func()
 
 	syncBegin uint64
 	below     []Layer // after lowers
@@ -324,6 +329,9 @@ func (u *unpacking) run(ctx context.Context) (l Layer, stored bool, err error) {
 	fetched := blob
 	if stored {
 		fetched = nil
+	}
+	if u.applied != nil {
+		u.applied()
 	}
 	l, err = u.commit(t, a, fetched)
 	return l, stored, err
