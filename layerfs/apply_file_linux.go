@@ -36,6 +36,9 @@ func (a *applier) file(pfd int, name string, e *tarEntry) error {
 	if err == nil {
 		err = a.attributes(fd, e)
 	}
+	if a.wrote != nil {
+		a.wrote(e.stored)
+	}
 	// Network and quota file systems report at close.
 	if cerr := unix.Close(fd); err == nil && cerr != unix.EINTR {
 		err = cerr

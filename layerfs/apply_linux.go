@@ -33,6 +33,7 @@ type applier struct {
 	ctx    context.Context // of run
 
 	written  int64
+	wrote    func(int64) // if not nil, is told of the bytes of each file
 	dirs     int64
 	kept     int64 // bytes of attributes in tree
 	lastPath string

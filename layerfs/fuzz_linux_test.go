@@ -103,7 +103,7 @@ func FuzzRecords(f *testing.F) {
 				t.Fatal(err)
 			}
 		}
-		if rec, err := s.readLayer(key); err == nil && (rec.Key != key || rec.Version != formatVersion) {
+		if rec, err := s.readLayer(key); err == nil && (rec.Key != key || rec.Version != recordVersion) {
 			t.Fatalf("%+v", rec)
 		}
 		s.stacksMu.Lock()

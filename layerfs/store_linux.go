@@ -50,7 +50,8 @@ type Store struct {
 
 	calls calls
 
-	trash trash
+	trash  trash
+	syncer *syncer
 
 	stacksMu sync.Mutex
 	stacks   map[string]*stack // by id
@@ -119,6 +120,7 @@ func (s *Store) open(userXattrs bool) error {
 		return err
 	}
 	s.userXattrs = format.Xattrs == "user"
+	s.syncer = newSyncer(s.rootFD)
 	for _, d := range []struct {
 		fd   *int
 		name string
@@ -244,6 +246,7 @@ func (s *Store) Close() error {
 		return nil
 	}
 	s.closeTrash()
+	s.syncer.close()
 	err := s.driver.Close()
 	s.closeFDs()
 	return err

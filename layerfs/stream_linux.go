@@ -13,8 +13,9 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
+
+	"github.com/coracle-dev/coracle/internal/inflate"
 )
 
 // A layer passes through four goroutines:
@@ -33,7 +34,9 @@ const (
 
 // follower reads a file while another goroutine is still writing it.
 type follower struct {
-	f    *os.File
+	f     *os.File
+	wrote func(int64) // if not nil, is told of the bytes
+
 	mu   sync.Mutex
 	cond *sync.Cond
 	// Guarded by mu: written bytes, and whether and why no more will come.
@@ -108,6 +111,9 @@ func fetch(ctx context.Context, r io.Reader, w *follower, v *verifier, progress 
 				return err
 			}
 			w.add(n)
+			if w.wrote != nil {
+				w.wrote(int64(n))
+			}
 			if progress != nil {
 				progress(v.n)
 			}
@@ -138,42 +144,62 @@ func (i *idleReads) check(n int, err error) (int, error) {
 	return 0, nil
 }
 
-// decompressor recognises what a stream is by its first bytes.
-func decompressor(r io.Reader, limits *Limits) (io.Reader, func(), error) {
-	// gzip's decoder has a faster loop for this very type.
-	br := bufio.NewReaderSize(r, 64<<10)
-	magic, err := br.Peek(4)
-	if err != nil && err != io.EOF {
-		return nil, nil, err
+// A decoder fills chunks with what it decodes.
+type decoder interface {
+	// fill decodes into c.buf and sets c.data; an error, io.EOF among them, may come with the last data.
+	fill(c *chunk) error
+	close()
+}
+
+// newDecoder recognises what a stream is by its first bytes.
+func newDecoder(w *follower, limits *Limits) (decoder, error) {
+	var magic [4]byte
+	if _, err := io.ReadFull(w, magic[:]); err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
+		return nil, err
 	}
+	w.off.Store(0)
 	switch {
-	case len(magic) >= 3 && magic[0] == 0x1f && magic[1] == 0x8b && magic[2] == 8:
-		z, err := gzip.NewReader(br)
+	case magic[0] == 0x1f && magic[1] == 0x8b && magic[2] == 8:
+		z, err := inflate.NewReader(w)
 		if err != nil {
-			return nil, nil, damaged(err)
+			return nil, damaged(err)
 		}
-		return &damageReader{z}, func() { _ = z.Close() }, nil
-	case len(magic) == 4 && (magic[0] == 0x28 && magic[1] == 0xb5 && magic[2] == 0x2f && magic[3] == 0xfd ||
-		magic[0]&0xf0 == 0x50 && magic[1] == 0x2a && magic[2] == 0x4d && magic[3] == 0x18):
-		z, err := zstd.NewReader(br, zstd.WithDecoderMaxWindow(uint64(limits.Window)), zstd.WithDecoderLowmem(true))
+		return &gzipDecoder{z}, nil
+	case magic[0] == 0x28 && magic[1] == 0xb5 && magic[2] == 0x2f && magic[3] == 0xfd,
+		magic[0]&0xf0 == 0x50 && magic[1] == 0x2a && magic[2] == 0x4d && magic[3] == 0x18:
+		// It reads the header of each block by itself.
+		z, err := zstd.NewReader(bufio.NewReaderSize(w, 128<<10), zstd.WithDecoderMaxWindow(uint64(limits.Window)), zstd.WithDecoderLowmem(true))
 		if err != nil {
-			return nil, nil, damaged(err)
+			return nil, damaged(err)
 		}
-		return &damageReader{z}, z.Close, nil
+		return &zstdDecoder{z}, nil
 	}
-	return br, func() {}, nil
+	return &noDecoder{w}, nil
 }
 
-// damageReader types the errors of a decoder, unless they come from reading the blob.
-type damageReader struct{ r io.Reader }
+// gzipDecoder decodes in place: the 32 kB in front of each chunk are the end of the one before, for matches to refer to.
+type gzipDecoder struct{ z *inflate.Reader }
 
-func (d *damageReader) Read(p []byte) (int, error) {
-	n, err := d.r.Read(p)
-	if err != nil && err != io.EOF {
-		err = damaged(err)
+func (d *gzipDecoder) fill(c *chunk) (err error) {
+	if c.data, err = d.z.ReadChunk(c.buf); err != nil {
+		return damaged(err)
 	}
-	return n, err
+	return nil
 }
+
+func (d *gzipDecoder) close() {}
+
+type zstdDecoder struct{ z *zstd.Decoder }
+
+func (d *zstdDecoder) fill(c *chunk) error { return damaged(c.readFull(d.z)) }
+
+func (d *zstdDecoder) close() { d.z.Close() }
+
+type noDecoder struct{ r io.Reader }
+
+func (d *noDecoder) fill(c *chunk) error { return c.readFull(d.r) }
+
+func (d *noDecoder) close() {}
 
 // errDamaged marks a stream that cannot be decompressed.
 type errDamaged struct{ err error }
@@ -181,7 +207,11 @@ type errDamaged struct{ err error }
 func (e *errDamaged) Error() string   { return "decompress: " + e.err.Error() }
 func (e *errDamaged) Unwrap() []error { return []error{ErrCorrupt, e.err} }
 
+// damaged types the errors of a decoder, unless they come from reading the blob.
 func damaged(err error) error {
+	if err == nil || err == io.EOF {
+		return err
+	}
 	var errno interface{ Temporary() bool } // syscall.Errno
 	if errors.As(err, &errno) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, ErrCorrupt) {
 		return err
@@ -195,8 +225,22 @@ func damaged(err error) error {
 // chunk is a piece of the archive; the last of its two readers gives it back.
 type chunk struct {
 	buf  []byte
-	n    int
+	data []byte // in buf, behind the room that inflate wants
 	refs atomic.Int32
+}
+
+// readFull fills the chunk: decoders give little at a time.
+func (k *chunk) readFull(r io.Reader) error {
+	p := k.buf[inflate.History:]
+	got := 0
+	var err error
+	for got < len(p) && err == nil {
+		var n int
+		n, err = r.Read(p[got:])
+		got += n
+	}
+	k.data = p[:got]
+	return err
 }
 
 // chunks is the ring between decompress and its two readers. The channels have room for every chunk, so only taking a
@@ -213,7 +257,7 @@ type chunks struct {
 func newChunks() *chunks {
 	c := &chunks{ratioFree: 1 << 30, free: make(chan *chunk, chunkCount), toHash: make(chan *chunk, chunkCount), toApply: make(chan *chunk, chunkCount)}
 	for range chunkCount {
-		c.free <- &chunk{buf: make([]byte, chunkSize)}
+		c.free <- &chunk{buf: make([]byte, inflate.History+chunkSize)}
 	}
 	return c
 }
@@ -228,12 +272,12 @@ func (c *chunks) release(k *chunk) {
 func (c *chunks) decompress(ctx context.Context, w *follower, limits *Limits) {
 	defer close(c.toHash)
 	defer close(c.toApply)
-	r, closeReader, err := decompressor(w, limits)
+	d, err := newDecoder(w, limits)
 	if err != nil {
 		c.err = err
 		return
 	}
-	defer closeReader()
+	defer d.close()
 	var total int64
 	for {
 		var k *chunk
@@ -243,14 +287,13 @@ func (c *chunks) decompress(ctx context.Context, w *follower, limits *Limits) {
 			c.err = context.Cause(ctx)
 			return
 		}
-		n, err := readSome(r, k.buf)
-		total += int64(n)
+		err := d.fill(k)
+		total += int64(len(k.data))
 		if total > c.ratioFree && total/limits.Ratio > w.off.Load() {
 			c.err = &LimitError{Limit: "Ratio", Max: limits.Ratio}
 			return
 		}
-		if n > 0 {
-			k.n = n
+		if len(k.data) > 0 {
 			k.refs.Store(2)
 			c.toHash <- k
 			c.toApply <- k
@@ -268,23 +311,10 @@ func (c *chunks) decompress(ctx context.Context, w *follower, limits *Limits) {
 	}
 }
 
-// readSome fills the buffer: decoders give little at a time.
-func readSome(r io.Reader, p []byte) (int, error) {
-	got := 0
-	for got < len(p) {
-		n, err := r.Read(p[got:])
-		got += n
-		if err != nil {
-			return got, err
-		}
-	}
-	return got, nil
-}
-
 func (c *chunks) hash() string {
 	var h hash.Hash = sha256.New()
 	for k := range c.toHash {
-		h.Write(k.buf[:k.n])
+		h.Write(k.data)
 		c.release(k)
 	}
 	return hex.EncodeToString(h.Sum(nil))
@@ -304,7 +334,7 @@ func (c *chunks) next(n int64) ([]byte, error) {
 			}
 			return nil, io.EOF
 		}
-		c.cur, c.rest = k, k.buf[:k.n]
+		c.cur, c.rest = k, k.data
 	}
 	b := c.rest[:min(n, int64(len(c.rest)))]
 	c.rest = c.rest[len(b):]

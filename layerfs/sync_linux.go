@@ -84,5 +84,100 @@ func syncSmall(at int, name string, blob *os.File) error {
 	return nil
 }
 
+// syncEvery is how many bytes are written before they are on their way to the disk. Without that the disk would have
+// nothing to do until a layer is complete, and then everything at once.
+const syncEvery = 128 << 20
+
+// A syncer writes out the store's filesystem, for all layers that are being made together: a sync takes whatever has
+// been written by anyone, so two at a time are one too many. It works in rounds of one syncfs each.
+//
+// An error of a write that went wrong is reported by one syncfs only (one for each open file, Linux 5.8), so a round that fails fails every
+// layer that was in the making.
+type syncer struct {
+	fd   int
+	mu   sync.Mutex
+	cond sync.Cond
+	// Guarded by mu.
+	running      bool  // a goroutine does rounds
+	waiting      bool  // somebody needs another
+	written      int64 // bytes since the last round began
+	began, ended uint64
+	failed       uint64 // rounds
+	err          error  // of the last one that failed
+}
+
+func newSyncer(fd int) *syncer {
+	y := &syncer{fd: fd}
+	y.cond.L = &y.mu
+	return y
+}
+
+// begin is called before anything of a layer is written. Its result is for sync.
+func (y *syncer) begin() uint64 {
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	return y.failed
+}
+
+// wrote counts what was written.
+func (y *syncer) wrote(n int64) {
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	y.written += n
+	y.work()
+}
+
+// sync returns when all that was written before it was called is on the disk.
+func (y *syncer) sync(begin uint64) error {
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	round := y.began + 1
+	y.waiting = true
+	y.work()
+	for y.ended < round {
+		y.cond.Wait()
+	}
+	if y.failed != begin {
+		return os.NewSyscallError("syncfs", y.err)
+	}
+	return nil
+}
+
+// work starts the rounds, where there is a reason.
+func (y *syncer) work() {
+	if y.running || !y.waiting && y.written < syncEvery {
+		return
+	}
+	y.running = true
+	go func() {
+		y.mu.Lock()
+		defer y.mu.Unlock()
+		for y.waiting || y.written >= syncEvery {
+			y.waiting, y.written = false, 0
+			y.began++
+			y.mu.Unlock()
+			err := unix.Syncfs(y.fd)
+			y.mu.Lock()
+			if err != nil {
+				y.failed++
+				y.err = err
+			}
+			y.ended++
+			y.cond.Broadcast()
+		}
+		y.running = false
+		y.cond.Broadcast()
+	}()
+}
+
+// close waits for the last round, whose result nobody wants any more.
+func (y *syncer) close() {
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	for y.running {
+		y.cond.Wait()
+	}
+}
+
 // startWrite lets the kernel begin to write; fsync says whether that went well.
 func startWrite(fd int) { _ = unix.SyncFileRange(fd, 0, 0, unix.SYNC_FILE_RANGE_WRITE) }

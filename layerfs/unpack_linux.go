@@ -160,7 +160,7 @@ func (s *Store) Unpack(ctx context.Context, spec LayerSpec) (Layer, error) {
 		return Layer{}, err
 	}
 	defer s.leave()
-	l, err := s.unpack(ctx, &spec, chainOf(spec.Parents, spec.DiffID), func(context.Context) ([]Layer, error) { return spec.Parents, nil })
+	l, err := s.unpack(ctx, &spec, chainOf(spec.Parents, spec.DiffID), func(context.Context) ([]Layer, error) { return spec.Parents, nil }, nil)
 	if err != nil {
 		return Layer{}, fmt.Errorf("layerfs: unpack layer %s: %w", spec.DiffID, err)
 	}
@@ -215,8 +215,10 @@ func (s *Store) UnpackAll(ctx context.Context, specs []LayerSpec, opts *UnpackOp
 			break
 		}
 		wg.Go(func() {
-			defer func() { <-slots }()
-			l, err := s.unpack(ctx, &specs[i], chains[i], parents(i))
+			// The next layer is worked on while the disk has to do with this one.
+			free := sync.OnceFunc(func() { <-slots })
+			defer free()
+			l, err := s.unpack(ctx, &specs[i], chains[i], parents(i), free)
 			if err != nil {
 				cancel(fmt.Errorf("layerfs: unpack layer %d of %d, %s: %w", i+1, len(specs), specs[i].DiffID, err))
 				return
@@ -235,7 +237,7 @@ func (s *Store) UnpackAll(ctx context.Context, specs []LayerSpec, opts *UnpackOp
 // unpack holds the locks: that of the chain while anything happens, that of the diffID until the layer turns out to
 // depend on its parents. Waiting for parents under a diffID lock could deadlock: an image may have as its base what
 // another has on top.
-func (s *Store) unpack(ctx context.Context, spec *LayerSpec, chainID digest.Digest, parents func(context.Context) ([]Layer, error)) (Layer, error) {
+func (s *Store) unpack(ctx context.Context, spec *LayerSpec, chainID digest.Digest, parents func(context.Context) ([]Layer, error), applied func()) (Layer, error) {
 	if _, err := blobName(spec.DiffID); err != nil {
 		return Layer{}, err
 	}
@@ -273,7 +275,7 @@ func (s *Store) unpack(ctx context.Context, spec *LayerSpec, chainID digest.Dige
 	if l, ok := s.findLayer(spec.DiffID, chainID); ok {
 		return finished(l)
 	}
-	u := &unpacking{s: s, spec: spec, chainID: chainID, parents: parents, diffLock: diffLock}
+	u := &unpacking{s: s, spec: spec, chainID: chainID, parents: parents, diffLock: diffLock, applied: applied}
 	l, stored, err := u.run(ctx)
 	if err != nil && stored && errors.Is(err, ErrCorrupt) && spec.Open != nil && ctx.Err() == nil {
 		// The blob has rotted since it was stored. A descriptor that lies would fail in the same way the second time.
@@ -303,12 +305,18 @@ type unpacking struct {
 	parents  func(context.Context) ([]Layer, error)
 	diffLock *fileLock
 
-	below []Layer // after lowers
+	// applied, if not nil, is called when nothing but the disk is waited for any more.
+	applied func()
+
+	syncBegin uint64
+	wrote     func(int64) // nil where nothing is going to be synced
+	below     []Layer // after lowers
 }
 
 // run makes the layer in a temporary directory and shows it. stored says that the blob came from the store.
 func (u *unpacking) run(ctx context.Context) (l Layer, stored bool, err error) {
 	s := u.s
+	u.syncBegin, u.wrote = s.syncer.begin(), s.syncer.wrote
 	t, err := s.newTemp()
 	if err != nil {
 		return Layer{}, false, err
@@ -345,6 +353,9 @@ func (u *unpacking) run(ctx context.Context) (l Layer, stored bool, err error) {
 	if stored {
 		fetched = nil
 	}
+	if u.applied != nil {
+		u.applied()
+	}
 	l, err = u.commit(t, a, fetched)
 	return l, stored, err
 }
@@ -356,6 +367,7 @@ func (u *unpacking) pipeline(ctx context.Context, blob *os.File, stored bool, ro
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	w := newFollower(blob)
+	w.wrote = u.wrote
 	stop := context.AfterFunc(ctx, func() { w.finish(context.Cause(ctx)) })
 	defer stop()
 
@@ -395,6 +407,7 @@ func (u *unpacking) pipeline(ctx context.Context, blob *os.File, stored bool, ro
 	wg.Go(func() { diff = c.hash() })
 
 	a := newApplier(root, c, &s.limits, s.userXattrs, s.log)
+	a.wrote = u.wrote
 	a.lowers = func() (*lowerView, error) { return u.lowers(ctx) }
 	var applyErr error
 	onOwnThread(func() { applyErr = a.run(ctx) })
@@ -465,7 +478,7 @@ func (u *unpacking) sync(t *tempDir, a *applier, blob *os.File) error {
 		}
 		// A file that its owner may not open: only syncfs does not have to.
 	}
-	return unix.Syncfs(u.s.rootFD)
+	return u.s.syncer.sync(u.syncBegin)
 }
 
 // commit syncs and renames. The renames are not synced: a power cut may take them back, and the layer is fetched again.

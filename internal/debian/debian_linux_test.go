@@ -42,6 +42,39 @@ func TestImage(t *testing.T) {
 	}
 }
 
+func TestLargeImage(t *testing.T) {
+	f := LargeImage(t)
+	var total int64
+	for _, path := range f.Layers {
+		info, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		total += info.Size()
+		t.Logf("%s: %d MB", filepath.Base(path), info.Size()>>20)
+	}
+	if len(f.Layers) != 6 || total < 800<<20 {
+		t.Errorf("%d layers of %d MB together", len(f.Layers), total>>20)
+	}
+	for _, text := range []string{f.GzipRef, f.ZstdRef} {
+		ref, err := name.ParseReference(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		image, err := remote.Image(ref)
+		if err != nil {
+			t.Fatal(err)
+		}
+		manifest, err := image.Manifest()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, l := range manifest.Layers {
+			t.Logf("%s: layer %d: %d MB", text, i, l.Size>>20)
+		}
+	}
+}
+
 // TestExtract runs the image's own python in GNU tar's extraction and looks for what a careless layer would lose.
 func TestExtract(t *testing.T) {
 	f := Image(t)

@@ -51,17 +51,7 @@ func buildImage(ctx context.Context, dir string) error {
 	defer os.RemoveAll(work)
 	tars := layerFiles(dir)
 
-	if _, err := command(ctx, "", "debootstrap", "--variant=minbase", codename, base, uri); err != nil {
-		return err
-	}
-	// The machine's own configuration is no part of an image. Empty, the first is where the resolver is mounted below.
-	if err := os.WriteFile(filepath.Join(base, "etc/resolv.conf"), nil, 0o644); err != nil {
-		return err
-	}
-	if err := os.Remove(filepath.Join(base, "etc/hostname")); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	if err := os.RemoveAll(filepath.Join(base, "var/cache/apt/archives")); err != nil {
+	if err := minbase(ctx, codename, base, uri); err != nil {
 		return err
 	}
 	if err := packLayer(ctx, tars[0], base); err != nil {
@@ -109,7 +99,22 @@ func buildImage(ctx context.Context, dir string) error {
 	if err := packLayer(ctx, tars[2], nastyDir); err != nil {
 		return err
 	}
-	return fillRegistry(ctx, filepath.Join(dir, "registry"), work, tars)
+	return fillRegistry(ctx, filepath.Join(dir, "registry"), work, tars, gzip.BestSpeed)
+}
+
+// minbase is debootstrap's smallest system, without what is the machine's own configuration.
+func minbase(ctx context.Context, codename, dir, uri string) error {
+	if _, err := command(ctx, "", "debootstrap", "--variant=minbase", codename, dir, uri); err != nil {
+		return err
+	}
+	// Empty, it is where the resolver is mounted when packages are installed.
+	if err := os.WriteFile(filepath.Join(dir, "etc/resolv.conf"), nil, 0o644); err != nil {
+		return err
+	}
+	if err := os.Remove(filepath.Join(dir, "etc/hostname")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return os.RemoveAll(filepath.Join(dir, "var/cache/apt/archives"))
 }
 
 // inOverlay runs a shell script in a mount namespace of its own, which takes its mounts along when it ends.
@@ -175,9 +180,9 @@ func keepTimes(dir string, change func() error) error {
 }
 
 // fillRegistry writes the images as an OCI layout below work and pushes them into a registry with the given storage.
-func fillRegistry(ctx context.Context, storage, work string, tars []string) error {
+func fillRegistry(ctx context.Context, storage, work string, tars []string, gzipLevel int) error {
 	path := filepath.Join(work, "layout")
-	l := ociLayout{dir: path}
+	l := ociLayout{dir: path, gzipLevel: gzipLevel}
 	if err := os.MkdirAll(filepath.Join(path, "blobs/sha256"), 0o755); err != nil {
 		return err
 	}
@@ -242,7 +247,10 @@ func fillRegistry(ctx context.Context, storage, work string, tars []string) erro
 }
 
 // An ociLayout writes an OCI image layout.
-type ociLayout struct{ dir string }
+type ociLayout struct {
+	dir       string
+	gzipLevel int
+}
 
 // image writes the blobs of an image with the given kind of layers and returns its descriptor.
 func (l *ociLayout) image(ctx context.Context, tars []string, mediaType string) (ocispec.Descriptor, error) {
@@ -297,7 +305,7 @@ func (l *ociLayout) layer(ctx context.Context, tar, mediaType string) (ocispec.D
 	if mediaType == ocispec.MediaTypeImageLayerZstd {
 		compressor, err = zstd.NewWriter(out)
 	} else {
-		compressor, err = gzip.NewWriterLevel(out, gzip.BestSpeed)
+		compressor, err = gzip.NewWriterLevel(out, l.gzipLevel)
 	}
 	if err != nil {
 		return fail(err)
