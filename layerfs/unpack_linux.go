@@ -310,7 +310,7 @@ type unpacking struct {
 
 	syncBegin uint64
 	wrote     func(int64) // nil where nothing is going to be synced
-	below     []Layer // after lowers
+	below     []Layer     // after lowers
 }
 
 // run makes the layer in a temporary directory and shows it. stored says that the blob came from the store.
