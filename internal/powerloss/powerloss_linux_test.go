@@ -1,12 +1,16 @@
 package powerloss
 
 import (
+	"bufio"
 	"bytes"
 	"crypto/sha256"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -180,4 +184,87 @@ func TestSameSeedSameCuts(t *testing.T) {
 		distinct[a[i]] = true
 	}
 	t.Logf("%d cuts, %d of them different", len(a), len(distinct))
+}
+
+// TestMountTable is the way for kernels whose overlayfs takes no layers from a detached mount.
+func TestMountTable(t *testing.T) {
+	defer func(was bool) { inTable = was }(inTable)
+	inTable = true
+	d := New(t, 16<<20)
+	dir := d.Mount("ext4")
+	if err := os.WriteFile(filepath.Join(dir, "file"), []byte("content"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	syncDir(t, dir)
+	for c := range d.Cuts(3, 1) {
+		if _, err := os.ReadDir(c.Mount(t)); err != nil {
+			t.Errorf("%v: %v", c, err)
+		}
+	}
+	if _, err := os.Stat(dir); !os.IsNotExist(err) {
+		t.Errorf("the mount's directory is left: %v", err)
+	}
+}
+
+// TestKilled kills a test that is writing to its disk: nothing of it may stay, and nothing may hang.
+func TestKilled(t *testing.T) {
+	const env = "CORACLE_POWERLOSS_KILLED"
+	if os.Getenv(env) != "" {
+		d := New(t, 16<<20)
+		dir := d.Mount("ext4")
+		fmt.Printf("disk %s %s\n", d.name, d.loop.path())
+		for {
+			if err := os.WriteFile(filepath.Join(dir, "file"), make([]byte, 1<<20), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			syncDir(t, dir)
+		}
+	}
+	testutil.RequireRoot(t)
+	for range 3 {
+		cmd := exec.Command("/proc/self/exe", "-test.run=^TestKilled$", "-test.count=1")
+		cmd.Env = append(os.Environ(), env+"=1")
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		name, loopPath := "", ""
+		for lines := bufio.NewScanner(out); lines.Scan(); {
+			if n, _ := fmt.Sscanf(lines.Text(), "disk %s %s", &name, &loopPath); n == 2 {
+				break
+			}
+			if strings.Contains(lines.Text(), "SKIP") || lines.Text() == "PASS" {
+				break
+			}
+		}
+		time.Sleep(20 * time.Millisecond)
+		cmd.Process.Kill()
+		cmd.Wait()
+		if name == "" {
+			testutil.Skip(t, "no disk can be made here")
+		}
+		for deadline := time.Now().Add(15 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+			backing, _ := os.ReadFile(filepath.Join("/sys/block", filepath.Base(loopPath), "loop/backing_file"))
+			servers := serversOf(name)
+			if len(servers) == 0 && !strings.Contains(string(backing), name) {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("left: servers %v, loop device %s of %q", servers, loopPath, backing)
+			}
+		}
+	}
+}
+
+func serversOf(name string) (pids []string) {
+	entries, _ := filepath.Glob("/proc/[0-9]*/environ")
+	for _, path := range entries {
+		if b, err := os.ReadFile(path); err == nil && strings.Contains(string(b), serverEnv+"=") && strings.Contains(string(b), name) {
+			pids = append(pids, path)
+		}
+	}
+	return pids
 }
