@@ -165,6 +165,14 @@ func TestPowerLoss(t *testing.T) {
 // verifyStore looks for what must not be in a root that has just been opened, whatever happened to it before.
 func verifyStore(ctx context.Context, eng *coracle.Engine) (errs []error) {
 	fail := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	report, err := eng.Check(ctx)
+	if err != nil {
+		fail("check: %w", err)
+	} else {
+		for _, d := range report.Damage {
+			fail("check: %w", d)
+		}
+	}
 	images, err := eng.Images(ctx)
 	if err != nil {
 		fail("images: %w", err)

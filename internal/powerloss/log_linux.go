@@ -25,8 +25,6 @@ type record struct {
 	Len  int64
 }
 
-const recordSize = 24
-
 // recorder is the disk of the server: its content, and the log of how it came about. Both are in memory.
 type recorder struct {
 	mu    sync.Mutex
