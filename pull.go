@@ -344,10 +344,8 @@ func (e *Engine) addImage(ctx context.Context, key string, desc ocispec.Descript
 		}
 		crashpoint.At("image: blob stored")
 	}
-	if old, err := e.store.Resolve(key); err != nil || old.Digest != desc.Digest || old.Annotations[pulledForAnnotation] != desc.Annotations[pulledForAnnotation] {
-		if err := e.store.Tag(ctx, key, desc); err != nil {
-			return nil, err
-		}
+	if err := e.store.Tag(ctx, key, desc); err != nil {
+		return nil, err
 	}
 	return e.loadImage(ctx, desc, []string{key})
 }

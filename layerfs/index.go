@@ -60,9 +60,16 @@ func refName(d ocispec.Descriptor) string {
 
 // setRef gives the name to desc and takes it from whatever had it.
 func setRef(idx *ocispec.Index, ref string, desc ocispec.Descriptor) {
-	dropRef(idx, ref)
+	named := func(d ocispec.Descriptor) bool { return refName(d) == ref }
+	at := slices.IndexFunc(idx.Manifests, named)
+	if at >= 0 && (idx.Manifests[at].Digest != desc.Digest || slices.ContainsFunc(idx.Manifests[at+1:], named)) {
+		dropRef(idx, ref)
+		at = -1
+	}
 	// An entry without a name says no more than one with a name does.
-	removeEntries(idx, func(d ocispec.Descriptor) bool { return d.Digest == desc.Digest && refName(d) == "" })
+	if removeEntries(idx, func(d ocispec.Descriptor) bool { return d.Digest == desc.Digest && refName(d) == "" }) && at >= 0 {
+		at = slices.IndexFunc(idx.Manifests, named)
+	}
 	a := make(map[string]string, len(desc.Annotations)+2)
 	for k, v := range desc.Annotations {
 		a[k] = v
@@ -70,7 +77,11 @@ func setRef(idx *ocispec.Index, ref string, desc ocispec.Descriptor) {
 	a[ocispec.AnnotationRefName] = ref
 	a[containerdName] = ref
 	desc.Annotations = a
-	idx.Manifests = append(idx.Manifests, desc)
+	if at >= 0 {
+		idx.Manifests[at] = desc
+	} else {
+		idx.Manifests = append(idx.Manifests, desc)
+	}
 }
 
 // dropRef takes the name from what has it. What has no other name stays in the index without one.

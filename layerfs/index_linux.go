@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io/fs"
+	"reflect"
 	"slices"
 	"sync"
 
@@ -62,7 +63,14 @@ func (s *Store) Tag(ctx context.Context, ref string, desc ocispec.Descriptor) er
 	err := s.syncNames()
 	if err == nil {
 		crashpoint.At("tag: names of blobs and layers synced")
-		err = s.changeIndex(ctx, func(idx *ocispec.Index) bool { setRef(idx, ref, desc); return true })
+		err = s.changeIndex(ctx, func(idx *ocispec.Index) bool {
+			was := slices.Clone(idx.Manifests)
+			setRef(idx, ref, desc)
+			return !slices.EqualFunc(was, idx.Manifests, func(a, b ocispec.Descriptor) bool { return reflect.DeepEqual(a, b) })
+		})
+	}
+	if err == nil {
+		err = syncDir(s.rootFD) // who wrote what was to be written may not have come to this
 	}
 	if err != nil {
 		return fmt.Errorf("layerfs: tag %q: %w", ref, err)
