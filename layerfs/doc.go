@@ -26,7 +26,21 @@
 // a symbolic link of one) is applied against its parents and stored by its chainID.
 //
 // [Store.Layers] finds the layers of an image that are all unpacked already; it is what the start of a container
-// calls. [Store.LayerKeys] and [Store.RemoveLayer] are for whoever knows which layers are in use.
+// calls.
+//
+// # Taking away what nobody uses
+//
+// [Store.Collect] takes away the blobs and layers that neither a snapshot nor the caller's mark nor a [Lease] keeps.
+// Whoever fetches something makes a Lease first; whoever takes into use what is there already has a [Hold] from
+// looking it up until a snapshot is made of it.
+//
+//	lease, err := st.Lease(ctx, blobs, diffIDs)
+//	defer lease.Release()
+//	layers, err := st.UnpackAll(ctx, specs, nil)
+//	err = st.Tag(ctx, ref, manifest)
+//
+// [Store.VerifyBlob], [Store.VerifyLayer] and [Store.VerifySnapshot] say whether what is stored is still what it was;
+// [Store.SetAside] and [Store.SetBlobAside] take what is not out of use.
 //
 // # Snapshots
 //
@@ -47,8 +61,9 @@
 //
 // # Locks
 //
-// In this order: chain lock, diffID lock, index lock. While a diffID lock is held nothing but the layer's own stream is
-// waited for; a chain lock is held while parents, which have shorter chains, are waited for.
+// In this order: manifest lock, chain lock, diffID lock, collection lock, index lock (package internal/lockorder, which
+// tests enforce). While a diffID lock is held nothing but the layer's own stream is waited for; a chain lock is held while
+// parents, which have shorter chains, are waited for.
 //
 // # Failure
 //
