@@ -18,6 +18,9 @@ func TestDrivers(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, way := range ways {
+		if testing.Short() && way != "auto" {
+			continue
+		}
 		t.Run("overlay, "+way, func(t *testing.T) {
 			o := layerfstest.Options{}
 			if way == "descriptor names" {
@@ -27,6 +30,9 @@ func TestDrivers(t *testing.T) {
 		})
 	}
 	t.Run("overlay with user attributes", func(t *testing.T) {
+		if testing.Short() {
+			t.Skip("-short: much the same")
+		}
 		layerfstest.Run(t, layerfs.BuiltinDriver("overlay"), &layerfstest.Options{UserXattrs: true})
 	})
 	t.Run("copy", func(t *testing.T) {
