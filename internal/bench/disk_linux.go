@@ -5,7 +5,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -24,7 +26,7 @@ type Disk struct {
 func NewDisk(t testing.TB, size int64) *Disk {
 	t.Helper()
 	require(t)
-	for _, program := range []string{"mkfs.ext4", "mount", "umount"} {
+	for _, program := range []string{"mkfs.ext4", "losetup", "mount", "umount"} {
 		if _, err := exec.LookPath(program); err != nil {
 			testutil.Skip(t, "needs "+program)
 		}
@@ -63,15 +65,26 @@ func (d *Disk) Mount() (string, error) {
 		return "", err
 	}
 	// Nothing is left for the kernel to initialise later, and no block of the file is given back.
-	for _, args := range [][]string{
-		{"mkfs.ext4", "-q", "-F", "-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=0", d.file},
-		{"mount", "-o", "loop", d.file, d.dir},
-	} {
-		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
-			return "", fmt.Errorf("%q: %w\n%s", args, err, out)
+	if _, err := run("mkfs.ext4", "-q", "-F", "-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=0", d.file); err != nil {
+		return "", err
+	}
+	// With direct I/O, as a disk has no second page cache.
+	device, err := run("losetup", "--find", "--show", "--direct-io=on", d.file)
+	if err != nil {
+		if device, err = run("losetup", "--find", "--show", d.file); err != nil {
+			return "", err
 		}
 	}
-	d.mounted = true
+	device = strings.TrimSpace(device)
+	_, err = run("mount", device, d.dir)
+	d.mounted = err == nil
+	// The device goes away with its last user.
+	if _, detach := run("losetup", "--detach", device); err == nil {
+		err = detach
+	}
+	if err != nil {
+		return "", err
+	}
 	return d.dir, d.Sync()
 }
 
@@ -90,9 +103,31 @@ func (d *Disk) Unmount() error {
 	if !d.mounted {
 		return nil
 	}
-	if out, err := exec.Command("umount", "--recursive", d.dir).CombinedOutput(); err != nil {
-		return fmt.Errorf("umount %s: %w\n%s", d.dir, err, out)
+	if _, err := run("umount", "--recursive", d.dir); err != nil {
+		return err
 	}
 	d.mounted = false
-	return nil
+	// A mount namespace that was made meanwhile has a copy of the mount, and until it is gone another mount would show
+	// the old filesystem.
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
+		left, err := run("losetup", "--associated", d.file)
+		if err != nil || left == "" {
+			return err
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("another process keeps the filesystem mounted: %s", left)
+		}
+	}
+}
+
+// run runs a program and returns its output; an error has all that it wrote.
+func run(args ...string) (string, error) {
+	cmd := exec.Command(args[0], args[1:]...)
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return "", fmt.Errorf("%q: %w\n%s%s", args, err, out, stderr.String())
+	}
+	return string(out), nil
 }

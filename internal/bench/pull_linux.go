@@ -2,7 +2,6 @@ package bench
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -242,7 +241,7 @@ func startDaemon(work string, needs, daemon, ready, pull []string) (*Pulling, er
 		}
 	}
 	return &Pulling{Daemon: cmd.Process.Pid, Stop: stop, Pull: func(ref string) error {
-		if err := quiet(nil, append(pull, ref)...); err != nil {
+		if _, err := run(append(slices.Clone(pull), ref)...); err != nil {
 			return failed(err)
 		}
 		return nil
@@ -263,24 +262,14 @@ func startPodman(root, work string) (*Pulling, error) {
 	if err := os.Mkdir(tmp, 0o700); err != nil {
 		return nil, err
 	}
-	podman := []string{"podman", "--root", root + "/podman", "--runroot", work + "/run", "--tmpdir", work + "/libpod",
+	podman := []string{"env", "TMPDIR=" + tmp, "podman", "--root", root + "/podman", "--runroot", work + "/run", "--tmpdir", work + "/libpod",
 		"--storage-driver", "overlay", "--cgroup-manager", "cgroupfs", "--events-backend", "none"}
-	env := []string{"TMPDIR=" + tmp}
 	// The first command makes the store.
-	if err := quiet(env, append(podman, "info")...); err != nil {
+	if _, err := run(append(slices.Clone(podman), "info")...); err != nil {
 		return nil, err
 	}
 	return &Pulling{Stop: func() error { return nil }, Pull: func(ref string) error {
-		return quiet(env, append(podman, "pull", "--quiet", "--tls-verify=false", "--signature-policy", policy, ref)...)
+		_, err := run(append(slices.Clone(podman), "pull", "--quiet", "--tls-verify=false", "--signature-policy", policy, ref)...)
+		return err
 	}}, nil
-}
-
-// quiet runs a program; an error has all that it wrote.
-func quiet(env []string, args ...string) error {
-	cmd := exec.CommandContext(context.Background(), args[0], args[1:]...)
-	cmd.Env = append(os.Environ(), env...)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("%q: %w\n%s", args, err, out)
-	}
-	return nil
 }
