@@ -55,7 +55,7 @@ func listPackages(t *testing.T, patterns ...string) []listedPackage {
 
 // forTests are packages that production code never imports; they may import testing.
 func forTests(path string) bool {
-	return slices.Contains([]string{"internal/testutil", "internal/testtool", "internal/testtool/tool", "internal/registrytest", "internal/debian", "internal/bench", "internal/vmtest", "layerfs/layerfstest"},
+	return slices.Contains([]string{"internal/testutil", "internal/testtool", "internal/testtool/tool", "internal/registrytest", "internal/hostile", "internal/debian", "internal/bench", "internal/vmtest", "internal/powerloss", "layerfs/layerfstest"},
 		strings.TrimPrefix(path, module+"/"))
 }
 

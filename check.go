@@ -247,7 +247,7 @@ func (c *checker) imageLayers(desc ocispec.Descriptor, m *ocispec.Manifest, conf
 // imageGone says whether an image was removed meanwhile.
 func (c *checker) imageGone(d digest.Digest) (bool, error) {
 	refs, err := c.eng.store.List()
-	return err == nil && !slices.ContainsFunc(refs, func(r layerfs.Reference) bool { return r.Descriptor.Digest == d }), err
+	return err == nil && !hasManifest(refs, d), err
 }
 
 // blob verifies a blob once. A damaged one is set aside.

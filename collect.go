@@ -72,10 +72,15 @@ func (c *collection) removeManifest(d digest.Digest) error {
 	if err != nil {
 		return err
 	}
-	if !slices.ContainsFunc(refs, func(r layerfs.Reference) bool { return r.Descriptor.Digest == d }) {
+	if !hasManifest(refs, d) {
 		return fs.ErrNotExist
 	}
 	return c.store.RemoveManifests(func(m ocispec.Descriptor) bool { return m.Digest == d })
+}
+
+// hasManifest says whether the index has an entry for a manifest.
+func hasManifest(refs []layerfs.Reference, d digest.Digest) bool {
+	return slices.ContainsFunc(refs, func(r layerfs.Reference) bool { return r.Descriptor.Digest == d })
 }
 
 func (c *collection) markImages() error {

@@ -21,12 +21,14 @@ import (
 
 	"github.com/coracle-dev/coracle"
 	"github.com/coracle-dev/coracle/cgroup"
+	"github.com/coracle-dev/coracle/internal/powerloss"
 	"github.com/coracle-dev/coracle/internal/testtool"
 	"github.com/coracle-dev/coracle/internal/testutil"
 	"github.com/coracle-dev/coracle/nsexec"
 )
 
 func TestMain(m *testing.M) {
+	powerloss.Main()
 	testtool.Main()
 	helperMain()
 	modelMain()

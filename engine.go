@@ -223,7 +223,7 @@ func (e *Engine) checkRoot(ctx context.Context) error {
 		defer lockorder.Taken(lockorder.Root, "engine.lock")()
 		if err = statefile.Read(e.root, "engine.json", &r); errors.Is(err, os.ErrNotExist) {
 			r = rootRecord{Version: rootFormat, Host: hostID()}
-			err = statefile.Write(e.root, "engine.json", r)
+			err = statefile.WriteSynced(e.root, "engine.json", r) // a torn one would close the root for ever
 		}
 	}
 	switch {

@@ -11,6 +11,8 @@ import (
 
 func signalNumber(string) syscall.Signal { return 0 }
 
+func bootID() string { return "" }
+
 func processIdentity(int) (string, uint64) { return "", 0 }
 
 type hostProcess struct{}

@@ -11,6 +11,8 @@ import (
 	"hash"
 	"io"
 	"io/fs"
+	pathpkg "path"
+	"strings"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -149,6 +151,7 @@ func (w *hashCounter) Write(p []byte) (int, error) {
 func writeTar(ctx context.Context, w io.Writer, fsys fs.FS, keepTimes bool) error {
 	tw := tar.NewWriter(w)
 	buf := make([]byte, 256<<10)
+	root := true
 	err := fs.WalkDir(fsys, ".", func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
@@ -156,6 +159,11 @@ func writeTar(ctx context.Context, w io.Writer, fsys fs.FS, keepTimes bool) erro
 		if err := context.Cause(ctx); err != nil {
 			return err
 		}
+		// WalkDir joins whatever a directory lists: ".." would be the same directory again, until the stack overflows.
+		if !root && (path == "." || d.Name() != pathpkg.Base(path) || !fs.ValidPath(path) || strings.Count(path, "/") > maxFSDepth) || strings.ContainsRune(path, 0) {
+			return fmt.Errorf("the file system has a file %s below %s: %w", quoteShort(d.Name()), quoteShort(pathpkg.Dir(path)), ErrInvalid)
+		}
+		root = false
 		info, err := d.Info()
 		if err != nil {
 			return err
@@ -192,6 +200,9 @@ func writeTar(ctx context.Context, w io.Writer, fsys fs.FS, keepTimes bool) erro
 	}
 	return tw.Close()
 }
+
+// maxFSDepth is deeper than any layer; a file system that goes round in circles has no end.
+const maxFSDepth = 10_000
 
 // tarMode is the mode as tar has it, with setuid, setgid and sticky.
 func tarMode(m fs.FileMode) int64 {

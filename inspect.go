@@ -31,7 +31,8 @@ type ContainerInfo struct {
 
 	// Spec is what Create was given.
 	Spec ContainerSpec
-	// OCI is the final runtime spec of the last start, after Customize; nil before the first.
+	// OCI is the final runtime spec of the last start, after Customize; nil before the first, and where a power failure
+	// has taken it.
 	OCI *specs.Spec
 }
 
@@ -51,7 +52,7 @@ func (c *Container) Inspect(ctx context.Context) (*ContainerInfo, error) {
 		err := statefile.Read(c.eng.containerDir(c.id), "config.json", spec)
 		if err == nil {
 			info.OCI = spec
-		} else if !errors.Is(err, fs.ErrNotExist) {
+		} else if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, statefile.ErrTorn) { // it is not synced
 			return nil, c.fail("inspect", err)
 		}
 	}

@@ -81,6 +81,9 @@ func parseManifest(contentType string, data []byte) (parsedManifest, error) {
 	if err := json.Unmarshal(data, &head); err != nil {
 		return invalid("not JSON of a manifest: %v", err)
 	}
+	if err := checkKeys(data, true); err != nil {
+		return invalid("%v", err)
+	}
 	doc.MediaType = head.MediaType
 	if contentType != "" {
 		t, _, err := mime.ParseMediaType(contentType)
@@ -189,6 +192,9 @@ func parseConfig(data []byte, m *ocispec.Manifest) (*ocispec.Image, error) {
 		return nil, fmt.Errorf("config: larger than %d bytes: %w", maxManifest, ErrInvalid)
 	}
 	if err := json.Unmarshal(data, &c); err != nil {
+		return nil, fmt.Errorf("config: %v: %w", err, ErrInvalid)
+	}
+	if err := checkKeys(data, false); err != nil {
 		return nil, fmt.Errorf("config: %v: %w", err, ErrInvalid)
 	}
 	if c.RootFS.Type != "" && c.RootFS.Type != "layers" {

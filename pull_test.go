@@ -498,17 +498,8 @@ func TestPullProgress(t *testing.T) {
 
 // TestPullFaults: a registry that misbehaves gives a typed error in bounded time and leaves nothing behind.
 func TestPullFaults(t *testing.T) {
-	const idle = 300 * time.Millisecond
 	notExist, permission, late := fs.ErrNotExist, fs.ErrPermission, os.ErrDeadlineExceeded
-	type serve = func(http.ResponseWriter, *http.Request, http.Handler)
-	tests := []struct {
-		name   string
-		path   string // of the requests that fail: manifests/, blobs/, or the config's or last layer's own
-		fault  serve
-		want   error // nil: any
-		part   string
-		status int
-	}{
+	tests := []pullFault{
 		{"no such image", "/manifests/", registrytest.Status(404, ""), notExist, "manifest", 404},
 		{"forbidden", "/manifests/", registrytest.Status(403, ""), permission, "manifest", 403},
 		{"server error", "/manifests/", registrytest.Status(500, ""), nil, "manifest", 500},
@@ -544,56 +535,68 @@ func TestPullFaults(t *testing.T) {
 		{"busy again and again", "layer", registrytest.Status(503, "0"), nil, "layer", 503},
 	}
 	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			noLeftGoroutines(t)
-			reg := newRegistry(t)
-			e := newImageEngine(t, RegistryConfig{IdleTimeout: idle})
-			src := registrytest.RandomImage(30, 3, 20_000)
-			reg.Push("app", "v1", src)
-			m, _ := src.Manifest()
-			path := tt.path
-			var wantDigest digest.Digest
-			switch path {
-			case "config":
-				path, wantDigest = string(m.Config.Digest), m.Config.Digest
-			case "layer":
-				path, wantDigest = string(m.Layers[2].Digest), m.Layers[2].Digest
-			}
-			reg.Inject(path, -1, tt.fault)
-			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-			defer cancel()
-			_, err := e.Pull(ctx, reg.Host+"/app:v1", nil)
-			var op *OpError
-			if !errors.As(err, &op) || op.Op != "pull" || op.Kind != "image" || op.Name != reg.Host+"/app:v1" {
-				t.Fatalf("got %v", err)
-			}
-			t.Log(err)
-			if tt.want != nil && !errors.Is(err, tt.want) {
-				t.Errorf("%v does not match %v", err, tt.want)
-			}
-			var pe *PullError
-			if !errors.As(err, &pe) {
-				t.Fatalf("%v is no PullError", err)
-			}
-			if pe.Registry != reg.Host || pe.Part != tt.part || pe.Status != tt.status {
-				t.Errorf("%+v", pe)
-			}
-			if wantDigest != "" && !strings.Contains(err.Error(), string(wantDigest)) {
-				t.Errorf("the error does not name %s", wantDigest)
-			}
-			if ctx.Err() != nil {
-				t.Error("it took until the context ended")
-			}
-			checkUntouched(t, e)
-
-			// Once the registry is well again the same engine gets the image.
-			reg.Heal()
-			if _, err := e.Pull(t.Context(), reg.Host+"/app:v1", nil); err != nil {
-				t.Error(err)
-			}
-			checkStore(t, e)
-		})
+		t.Run(tt.name, tt.run)
 	}
+}
+
+// pullFault is a registry that misbehaves.
+type pullFault struct {
+	name   string
+	path   string // of the requests that fail: manifests/, blobs/, or the config's or last layer's own
+	fault  func(http.ResponseWriter, *http.Request, http.Handler)
+	want   error // nil: any
+	part   string
+	status int
+}
+
+func (tt pullFault) run(t *testing.T) {
+	noLeftGoroutines(t)
+	reg := newRegistry(t)
+	e := newImageEngine(t, RegistryConfig{IdleTimeout: 300 * time.Millisecond})
+	src := registrytest.RandomImage(30, 3, 20_000)
+	reg.Push("app", "v1", src)
+	m, _ := src.Manifest()
+	path := tt.path
+	var wantDigest digest.Digest
+	switch path {
+	case "config":
+		path, wantDigest = string(m.Config.Digest), m.Config.Digest
+	case "layer":
+		path, wantDigest = string(m.Layers[2].Digest), m.Layers[2].Digest
+	}
+	reg.Inject(path, -1, tt.fault)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	_, err := e.Pull(ctx, reg.Host+"/app:v1", nil)
+	var op *OpError
+	if !errors.As(err, &op) || op.Op != "pull" || op.Kind != "image" || op.Name != reg.Host+"/app:v1" {
+		t.Fatalf("got %v", err)
+	}
+	t.Log(err)
+	if tt.want != nil && !errors.Is(err, tt.want) {
+		t.Errorf("%v does not match %v", err, tt.want)
+	}
+	var pe *PullError
+	if !errors.As(err, &pe) {
+		t.Fatalf("%v is no PullError", err)
+	}
+	if pe.Registry != reg.Host || pe.Part != tt.part || pe.Status != tt.status {
+		t.Errorf("%+v", pe)
+	}
+	if wantDigest != "" && !strings.Contains(err.Error(), string(wantDigest)) {
+		t.Errorf("the error does not name %s", wantDigest)
+	}
+	if ctx.Err() != nil {
+		t.Error("it took until the context ended")
+	}
+	checkUntouched(t, e)
+
+	// Once the registry is well again the same engine gets the image.
+	reg.Heal()
+	if _, err := e.Pull(t.Context(), reg.Host+"/app:v1", nil); err != nil {
+		t.Error(err)
+	}
+	checkStore(t, e)
 }
 
 // TestPullRetries: a registry that says when to come back is asked again.

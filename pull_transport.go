@@ -53,6 +53,8 @@ func newBaseTransport() *http.Transport {
 		MaxIdleConnsPerHost:   8,
 		TLSHandshakeTimeout:   10 * time.Second,
 		ExpectContinueTimeout: time.Second,
+		// Ten times less than by default; registries send a few hundred bytes.
+		MaxResponseHeaderBytes: 1 << 20,
 		// A layer is compressed already, and decompressing here would break its digest.
 		DisableCompression: true,
 	}

@@ -39,16 +39,25 @@ func (e *Engine) Repair(ctx context.Context, opts *RepairOptions) (*RepairReport
 	if opts == nil {
 		opts = &RepairOptions{}
 	}
-	checked, err := e.Check(ctx)
-	if err != nil {
-		return nil, err
-	}
-	r := &repairer{eng: e, opts: opts, images: make(map[digest.Digest]error)}
-	for _, d := range checked.Damage {
-		if err := ctx.Err(); err != nil {
-			return nil, &OpError{Op: "repair", Kind: "engine", Name: e.root, Err: context.Cause(ctx)}
+	r := &repairer{eng: e, opts: opts, images: make(map[digest.Digest]error), tried: make(map[string]bool)}
+	// A layer can be compared only when its blob is good: what is mended may show more damage. Each round mends something,
+	// or is the last one.
+	for again := true; again; {
+		checked, err := e.Check(ctx)
+		if err != nil {
+			return nil, err
 		}
-		r.damage(ctx, d)
+		again = false
+		for _, d := range checked.Damage {
+			if err := ctx.Err(); err != nil {
+				return nil, &OpError{Op: "repair", Kind: "engine", Name: e.root, Err: context.Cause(ctx)}
+			}
+			if key := string(d.Kind) + " " + d.Name; !r.tried[key] {
+				r.tried[key] = true
+				again = r.damage(ctx, d) || again
+			}
+		}
+		clear(r.images)
 	}
 	// What was set aside is not needed any more, and neither is what the images that are gone had.
 	if _, err := e.collect(ctx, func(*collection) error { return nil }); err != nil {
@@ -61,11 +70,12 @@ type repairer struct {
 	eng    *Engine
 	opts   *RepairOptions
 	report RepairReport
-	images map[digest.Digest]error // those that were tried
+	images map[digest.Digest]error // those that were tried in this round
+	tried  map[string]bool         // kinds and names
 }
 
-// damage mends one thing.
-func (r *repairer) damage(ctx context.Context, d *Damage) {
+// damage mends one thing and says whether it did.
+func (r *repairer) damage(ctx context.Context, d *Damage) bool {
 	var err error
 	switch {
 	case d.fix != nil:
@@ -77,18 +87,19 @@ func (r *repairer) damage(ctx context.Context, d *Damage) {
 	}
 	if err == nil {
 		r.report.Repaired = append(r.report.Repaired, d)
-		return
+		return true
 	}
 	if r.opts.Remove && ctx.Err() == nil {
 		removeErr := r.remove(ctx, d)
 		if removeErr == nil {
 			r.report.Removed = append(r.report.Removed, d)
-			return
+			return true
 		}
 		err = errors.Join(err, removeErr)
 	}
 	d.Err = fmt.Errorf("%w; repair: %w", d.Err, err)
 	r.report.Failed = append(r.report.Failed, d)
+	return false
 }
 
 // imagesOf makes the images whole that need the damaged thing.

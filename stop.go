@@ -228,5 +228,8 @@ func (c *Container) remove(ctx context.Context, opts *RemoveOptions) error {
 		return err
 	}
 	e.disown(c.id)
+	c.mu.Lock()
+	c.state = nil // what is on disk counts, and there is nothing
+	c.mu.Unlock()
 	return nil
 }

@@ -12,11 +12,15 @@ import (
 	"github.com/coracle-dev/coracle/internal/crashpoint"
 	"github.com/coracle-dev/coracle/internal/filelock"
 	"github.com/coracle-dev/coracle/internal/lockorder"
+	"github.com/coracle-dev/coracle/internal/statefile"
 )
 
 // sweep removes what dead engines left: their running containers, which the kernel has ended, and those with AutoRemove
 // or half made or half removed. Their other containers become nobody's. If all engines before this one were closed in
-// order, there is nothing to do but to see that.
+// order, and the host has not been booted since, there is nothing to do but to see that.
+//
+// Containers are not synced: those that are nobody's are looked at once after a boot, since a power failure may have left
+// any part of them.
 func (e *Engine) sweep(ctx context.Context) error {
 	lock, err := os.OpenFile(filepath.Join(e.root, "sweep.lock"), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -34,10 +38,11 @@ func (e *Engine) sweep(ctx context.Context) error {
 			o.file.Close()
 		}
 	}()
-	if err != nil || len(dead) == 0 {
+	booted := e.bootedSinceSweep()
+	if err != nil || len(dead) == 0 && !booted {
 		return err
 	}
-	if err := e.sweepContainers(ctx, dead); err != nil {
+	if err := e.sweepContainers(ctx, dead, booted); err != nil {
 		return err
 	}
 	crashpoint.At("sweep: containers done")
@@ -55,11 +60,34 @@ func (e *Engine) sweep(ctx context.Context) error {
 			return err
 		}
 	}
+	if booted {
+		return statefile.Write(e.root, "boot.json", bootRecord{ID: bootID()})
+	}
 	return nil
 }
 
-// sweepContainers goes through the containers of dead engines.
-func (e *Engine) sweepContainers(ctx context.Context, dead []*owner) error {
+// bootRecord is boot.json of a root: the boot of the host that the root was last swept in. Nothing in a root can be torn
+// by a power failure that its boot has not seen. The file itself may be: then the root is swept once more.
+type bootRecord struct{ ID string }
+
+func (e *Engine) bootedSinceSweep() bool {
+	var r bootRecord
+	err := statefile.Read(e.root, "boot.json", &r)
+	return err != nil || r.ID == "" || r.ID != bootID()
+}
+
+// whole reports whether a container that does not run has all that belongs to it: one that has not was never completed,
+// was being removed, or has seen a power failure.
+func (e *Engine) whole(st *containerState) bool {
+	if st.Spec.Name != "" && e.nameOf(st.Name) != st.ID {
+		return false
+	}
+	_, err := e.store.OpenSnapshot(st.ID)
+	return !errors.Is(err, fs.ErrNotExist)
+}
+
+// sweepContainers goes through the containers of dead engines and those that are nobody's.
+func (e *Engine) sweepContainers(ctx context.Context, dead []*owner, booted bool) error {
 	alive := make(map[string]bool)
 	gone := func(id string) bool {
 		if slices.ContainsFunc(dead, func(o *owner) bool { return o.id == id }) {
@@ -83,7 +111,7 @@ func (e *Engine) sweepContainers(ctx context.Context, dead []*owner) error {
 			}
 			continue
 		}
-		if err := e.sweepContainer(ctx, entry.Name(), gone); err != nil {
+		if err := e.sweepContainer(ctx, entry.Name(), gone, booted); err != nil {
 			return err
 		}
 	}
@@ -91,12 +119,18 @@ func (e *Engine) sweepContainers(ctx context.Context, dead []*owner) error {
 }
 
 // sweepContainer looks at one container. Others may be starting or removing it.
-func (e *Engine) sweepContainer(ctx context.Context, id string, gone func(owner string) bool) error {
+func (e *Engine) sweepContainer(ctx context.Context, id string, gone func(owner string) bool, booted bool) error {
 	unreadable := func(err error) error {
-		if errors.Is(err, fs.ErrNotExist) || !validID(id) {
-			return nil
+		switch {
+		case !validID(id):
+		case booted && (errors.Is(err, statefile.ErrTorn) || errors.Is(err, fs.ErrNotExist)):
+			// The power failed. The container's engine, whichever it was, is dead: those that live see whole files. The name
+			// goes in sweepOrphans.
+			e.log.Info("removing a container whose state did not survive a power failure", "id", id)
+			return e.discard(ctx, &containerState{ID: id})
+		case !errors.Is(err, fs.ErrNotExist): // else it has just been removed
+			e.log.Warn("a container's state cannot be read: see Engine.Check", "id", id, "error", err)
 		}
-		e.log.Warn("a container's state cannot be read: see Engine.Check", "id", id, "error", err)
 		return nil
 	}
 	st, err := e.readState(id)
@@ -118,11 +152,8 @@ func (e *Engine) sweepContainer(ctx context.Context, id string, gone func(owner 
 	if st.Owner != "" && !gone(st.Owner) {
 		return nil
 	}
-	// One without a snapshot was never completed, or was being removed.
-	_, err = e.store.OpenSnapshot(id)
-	half := errors.Is(err, fs.ErrNotExist)
 	switch {
-	case half || st.Owner != "" && (st.Status == StatusRunning || st.Spec.AutoRemove):
+	case !e.whole(st) || st.Owner != "" && (st.Status == StatusRunning || st.Spec.AutoRemove):
 		e.log.Info("removing a container whose program was killed", "container", st.Name, "id", st.ID)
 		return e.discard(ctx, st)
 	case st.Owner != "":

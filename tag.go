@@ -4,9 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io/fs"
-	"slices"
-
-	"github.com/coracle-dev/coracle/layerfs"
 )
 
 // Tag gives the image one more name, normalised as in [ParseReference]; what had the name before loses it, and stays in
@@ -41,7 +38,7 @@ func (i *Image) tag(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	if !slices.ContainsFunc(refs, func(r layerfs.Reference) bool { return r.Descriptor.Digest == i.desc.Digest }) {
+	if !hasManifest(refs, i.desc.Digest) {
 		return fmt.Errorf("the image %s was removed: %w", i.desc.Digest, fs.ErrNotExist)
 	}
 	return e.store.Tag(ctx, ref.key(), i.desc)
@@ -90,7 +87,12 @@ func (i *Image) remove(ctx context.Context, opts *ImageRemoveOptions) error {
 		return err
 	}
 	_, err := e.collect(ctx, func(c *collection) error {
-		if users := c.users[i.ID()]; len(users) > 0 && (opts == nil || !opts.Force) {
+		refs, err := c.store.List()
+		if err != nil {
+			return err
+		}
+		users := c.users[i.ID()]
+		if hasManifest(refs, i.desc.Digest) && len(users) > 0 && (opts == nil || !opts.Force) {
 			return &InUseError{Kind: "container", Users: users}
 		}
 		return c.removeManifest(i.desc.Digest)

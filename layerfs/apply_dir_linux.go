@@ -28,9 +28,11 @@ type dirNode struct {
 	opaque   bool
 	// whiteouts are the names of those in it, or of what has replaced them since.
 	whiteouts []string
-	// explicit: the archive has an entry for it.
-	explicit bool
-	gone     bool
+	// brought are files of the layers below that are here for hard links to them and have no entry of their own.
+	brought map[string]bool
+	// explicit: the archive has an entry for it. used: it has one for something in it.
+	explicit, used bool
+	gone           bool
 }
 
 // newDir makes a directory with default attributes.
@@ -45,6 +47,8 @@ func (a *applier) newDir(parent *dirNode, pfd int, name string) (*dirNode, error
 	if err := unix.Mkdirat(pfd, name, 0o755); err != nil {
 		return nil, err
 	}
+	// A name of an extended header is a piece of that header, which it would keep in memory.
+	name = strings.Clone(name)
 	d := &dirNode{name: name, parent: parent, fd: -1, depth: parent.depth + 1, mode: 0o755, uid: a.euid, gid: a.egid}
 	if parent.kids == nil {
 		parent.kids = make(map[string]*dirNode)
@@ -53,9 +57,32 @@ func (a *applier) newDir(parent *dirNode, pfd int, name string) (*dirNode, error
 	return d, nil
 }
 
-func (a *applier) setDir(d *dirNode, e *tarEntry) {
-	d.mode, d.uid, d.gid, d.mtime, d.xattrs, d.explicit = e.mode, e.uid, e.gid, e.mtime, e.xattrs, true
+func (a *applier) setDir(d *dirNode, e *tarEntry) error {
+	d.mode, d.uid, d.gid, d.mtime, d.explicit = e.mode, e.uid, e.gid, e.mtime, true
+	return a.keepXattrs(d, e.xattrs)
 }
+
+// keepXattrs remembers the attributes of a directory until the end, when its content is written: a default ACL would be
+// inherited by it. There may be a million directories, with a megabyte of attributes each.
+func (a *applier) keepXattrs(d *dirNode, xattrs []tarXattr) error {
+	for _, x := range d.xattrs {
+		a.kept -= int64(len(x.name) + len(x.value))
+	}
+	d.xattrs = nil
+	for _, x := range xattrs {
+		if !xattrBelongs(x.name) {
+			continue
+		}
+		if a.kept += int64(len(x.name) + len(x.value)); a.kept > keptHeaders*a.limits.Header {
+			return &LimitError{Limit: "Header", Max: a.limits.Header}
+		}
+		d.xattrs = append(d.xattrs, tarXattr{strings.Clone(x.name), strings.Clone(x.value)})
+	}
+	return nil
+}
+
+// keptHeaders times Limits.Header is the most of attributes of directories that is remembered.
+const keptHeaders = 64
 
 func (a *applier) mkdir(parent *dirNode, pfd int, name string, e *tarEntry) error {
 	d := parent.kids[name]
@@ -74,33 +101,95 @@ func (a *applier) mkdir(parent *dirNode, pfd int, name string, e *tarEntry) erro
 			return err
 		}
 	}
-	a.setDir(d, e)
-	return nil
+	return a.setDir(d, e)
 }
 
 // whiteout hides a name of the layers below. What this very layer has under that name stays (OCI image layer
 // specification, "Whiteouts"): a directory then hides what is below it.
 func (a *applier) whiteout(dir *dirNode, pfd int, base string) error {
+	hidden := dir.hidesLower()
 	if base == whOpaque {
 		dir.opaque = true
-		return nil
+		if hidden {
+			return nil
+		}
+		return a.hideLower(dir)
 	}
 	name := base[len(".wh."):]
 	if name == "" || name == "." || name == ".." {
 		return invalidf("whiteout of nothing")
 	}
-	if kid := dir.kids[name]; kid != nil {
+	if kid := dir.kids[name]; kid != nil && (kid.explicit || kid.used) {
+		hidden = hidden || kid.opaque
 		kid.opaque = true
-		return nil
+		kid.inheritNothing(a)
+		if hidden {
+			return nil
+		}
+		return a.hideLower(kid)
+	} else if kid != nil {
+		if err := a.removeDir(pfd, kid); err != nil {
+			return err
+		}
+	}
+	if dir.brought[name] {
+		// The links to it stay.
+		delete(dir.brought, name)
+		if err := unix.Unlinkat(pfd, name, 0); err != nil {
+			return err
+		}
 	}
 	err := unix.Mknodat(pfd, name, unix.S_IFCHR, 0)
 	if err == unix.EEXIST {
 		return nil
 	}
 	if err == nil {
-		dir.whiteouts = append(dir.whiteouts, name)
+		dir.whiteouts = append(dir.whiteouts, strings.Clone(name))
 	}
 	return err
+}
+
+// inheritNothing takes from a directory without an entry the attributes that it has in the layers below.
+func (d *dirNode) inheritNothing(a *applier) {
+	if !d.explicit {
+		d.mode, d.uid, d.gid, d.mtime, d.xattrs = 0o755, a.euid, a.egid, time.Time{}, nil
+	}
+}
+
+// hideLower removes what a directory has of the layers below, which do not show in it any more: a whiteout means the same
+// before and behind the entries of its own layer. What is there only because a hard link's target was goes; the link
+// stays.
+func (a *applier) hideLower(d *dirNode) error {
+	for name := range d.brought {
+		pfd, err := a.fd(d)
+		if err == nil {
+			err = unix.Unlinkat(pfd, name, 0)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	d.brought = nil
+	for _, k := range d.kids {
+		if k.explicit || k.used {
+			k.inheritNothing(a)
+			if k.opaque {
+				continue
+			}
+			if err := a.hideLower(k); err != nil {
+				return err
+			}
+			continue
+		}
+		pfd, err := a.fd(d)
+		if err == nil {
+			err = a.removeDir(pfd, k)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func isWhiteout(st *unix.Stat_t) bool {

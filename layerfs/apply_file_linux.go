@@ -253,6 +253,12 @@ func (a *applier) link(dir *dirNode, name string, e *tarEntry) error {
 		if err := a.copyUp(tdir, tfd, tname); err != nil {
 			return err
 		}
+		if tdir != dir || tname != name {
+			if tdir.brought == nil {
+				tdir.brought = make(map[string]bool)
+			}
+			tdir.brought[tname] = true
+		}
 		if pfd, err = a.fd(dir); err == nil {
 			tfd, err = a.fd(tdir)
 		}
@@ -262,6 +268,17 @@ func (a *applier) link(dir *dirNode, name string, e *tarEntry) error {
 	}
 	if err != nil {
 		return err
+	}
+	// Only now: with it gone the target could turn up in the layers below.
+	if old := dir.kids[name]; old != nil {
+		for d := tdir; d != nil; d = d.parent {
+			if d == old {
+				return invalidf("hard link to what it replaces")
+			}
+		}
+		if err := a.removeDir(pfd, old); err != nil {
+			return err
+		}
 	}
 	err = unix.Linkat(tfd, tname, pfd, name, 0)
 	if err != unix.EEXIST {
@@ -320,6 +337,9 @@ func (a *applier) copyUp(dir *dirNode, dfd int, name string) error {
 		return a.attributes(fd, e)
 	case unix.S_IFLNK:
 		e.kind = tarSymlink
+		if e.xattrs, err = a.lowerXattrs(low); err != nil {
+			return err
+		}
 		if e.link, err = low.readlink(); err != nil {
 			return err
 		}
@@ -327,8 +347,23 @@ func (a *applier) copyUp(dir *dirNode, dfd int, name string) error {
 	case unix.S_IFDIR:
 		return invalidf("hard link to a directory")
 	}
+	if e.xattrs, err = a.lowerXattrs(low); err != nil {
+		return err
+	}
 	if err := unix.Mknodat(dfd, name, low.st.Mode, int(low.st.Rdev)); err != nil {
 		return err
 	}
 	return a.specialAttributes(dfd, name, e)
+}
+
+// lowerXattrs reads the extended attributes of a link or node. It changes the thread's working directory, and leaves them
+// out where that is not its own.
+func (a *applier) lowerXattrs(low *lowerFile) ([]tarXattr, error) {
+	if a.fixModes {
+		return nil, nil
+	}
+	if err := unix.Fchdir(low.at); err != nil {
+		return nil, err
+	}
+	return listXattrsOf(linkXattrs("./" + low.path))
 }

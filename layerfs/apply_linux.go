@@ -30,13 +30,17 @@ type applier struct {
 	// on them.
 	lowers func() (*lowerView, error)
 	view   *lowerView
+	ctx    context.Context // of run
 
 	written  int64
 	dirs     int64
+	kept     int64 // bytes of attributes in tree
 	lastPath string
 	lastDir  *dirNode
-	open     []*dirNode // with a descriptor
-	tick     uint64
+	// passedLink: the path that was walked last leads through a link.
+	passedLink bool
+	open       []*dirNode // with a descriptor
+	tick       uint64
 }
 
 func newApplier(rootFD int, src chunkSource, limits *Limits, userXattrs bool, log *slog.Logger) *applier {
@@ -53,6 +57,7 @@ func (a *applier) dependent() bool { return a.view != nil }
 
 // run applies the whole archive. It must be called on a thread of its own (onOwnThread), whose umask it clears.
 func (a *applier) run(ctx context.Context) error {
+	a.ctx = ctx
 	if err := unix.Unshare(unix.CLONE_FS); err != nil {
 		a.fixModes = true // forbidden by a seccomp filter: every mode is set once more
 	} else {
@@ -84,6 +89,14 @@ func (a *applier) run(ctx context.Context) error {
 }
 
 func (a *applier) entry(e *tarEntry) error {
+	// The kernel lists at most so many bytes of names (XATTR_LIST_MAX in linux/limits.h), but some file systems take more:
+	// nobody could copy such a file.
+	names := 0
+	for _, x := range e.xattrs {
+		if names += len(x.name) + 1; names > 64<<10 {
+			return entryError("set attributes of", e.name, unix.E2BIG)
+		}
+	}
 	dir, base, err := a.locate(e.name)
 	if err == errSkip {
 		return nil
@@ -96,8 +109,7 @@ func (a *applier) entry(e *tarEntry) error {
 		if e.kind != tarDir {
 			return entryError("create", e.name, invalidf("the root of a layer can only be a directory"))
 		}
-		a.setDir(a.tree, e)
-		return nil
+		return entryError("create", e.name, a.setDir(a.tree, e))
 	}
 	pfd, err := a.fd(dir)
 	if err != nil {
@@ -106,10 +118,11 @@ func (a *applier) entry(e *tarEntry) error {
 	if strings.HasPrefix(base, ".wh.") {
 		return entryError("white out", e.name, a.whiteout(dir, pfd, base))
 	}
+	delete(dir.brought, base)
 	if e.kind == tarDir {
 		return entryError("make directory", e.name, a.mkdir(dir, pfd, base, e))
 	}
-	if old := dir.kids[base]; old != nil {
+	if old := dir.kids[base]; old != nil && e.kind != tarLink {
 		if err := a.removeDir(pfd, old); err != nil {
 			return entryError("replace", e.name, err)
 		}

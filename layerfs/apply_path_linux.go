@@ -56,7 +56,11 @@ func (a *applier) locate(name string) (*dirNode, string, error) {
 	if err != nil {
 		return nil, "", err
 	}
-	if i := strings.LastIndexByte(name, '/'); i > 0 && name[i+1:] == comps[last] {
+	for d := dir; d != nil && !d.used; d = d.parent {
+		d.used = true
+	}
+	// A path through a link may lead elsewhere the next time; one through directories does while they exist.
+	if i := strings.LastIndexByte(name, '/'); i > 0 && name[i+1:] == comps[last] && !a.passedLink {
 		a.lastPath, a.lastDir = strings.Clone(name[:i]), dir
 	}
 	return dir, comps[last], nil
@@ -70,6 +74,7 @@ func (a *applier) walk(comps []string) (*dirNode, error) {
 	cur := a.tree
 	rest := comps
 	links := 0
+	a.passedLink = false
 	for steps := 0; len(rest) > 0; steps++ {
 		if steps > 4*a.limits.Depth {
 			return nil, &LimitError{Limit: "Depth", Max: int64(a.limits.Depth)}
@@ -101,6 +106,7 @@ func (a *applier) walk(comps []string) (*dirNode, error) {
 			cur = next
 			continue
 		}
+		a.passedLink = true
 		if links++; links > 40 {
 			return nil, unix.ELOOP
 		}
@@ -162,7 +168,10 @@ func (a *applier) step(cur *dirNode, pfd int, c string) (target string, next *di
 		}
 		d.mode, d.uid, d.gid = low.st.Mode&0o7777, low.st.Uid, low.st.Gid
 		d.mtime = time.Unix(low.st.Mtim.Unix())
-		d.xattrs, err = low.xattrs()
+		xattrs, err := low.xattrs()
+		if err == nil {
+			err = a.keepXattrs(d, xattrs)
+		}
 		return "", d, err
 	}
 	return "", nil, unix.ENOTDIR
@@ -173,6 +182,9 @@ func (a *applier) needLowers() error {
 		return nil
 	}
 	v, err := a.lowers()
+	if err == nil {
+		v.ctx = a.ctx
+	}
 	a.view = v
 	return err
 }

@@ -71,6 +71,10 @@ func (s *Store) WriteBlob(ctx context.Context, desc ocispec.Descriptor, r io.Rea
 		return fmt.Errorf("layerfs: write blob: %w", err)
 	}
 	if s.blobSize(name) == desc.Size {
+		// Whoever brought it, an unpacked layer or another process, may not have synced its name yet.
+		if err := syncDir(s.blobsFD); err != nil {
+			return fmt.Errorf("layerfs: write blob %s: sync: %w", desc.Digest, err)
+		}
 		return nil
 	}
 	if err := s.writeBlob(ctx, name, desc, r); err != nil {
@@ -92,11 +96,12 @@ func (s *Store) writeBlob(ctx context.Context, name string, desc ocispec.Descrip
 	defer f.Close()
 	v := newVerifier(desc)
 	buf := make([]byte, min(max(desc.Size, 512), 256<<10))
+	var idle idleReads
 	for {
 		if err := context.Cause(ctx); err != nil {
 			return err
 		}
-		n, err := r.Read(buf)
+		n, err := idle.check(r.Read(buf))
 		if n > 0 {
 			if _, err := v.Write(buf[:n]); err != nil {
 				return err

@@ -51,7 +51,7 @@ func (c *Collection) KeepLayer(l Layer) { c.layers[l.Key] = true }
 
 // Collect takes away the blobs and layers that nobody uses: neither a snapshot, nor a [Lease], nor mark, which is called
 // once, with everybody else kept out, and names what the entries of the index need. If mark returns an error nothing is
-// taken away. Entries of the index are not touched but by mark.
+// taken away, and Collect returns that error. Entries of the index are not touched but by mark.
 //
 // Where the process is killed what is not yet gone is taken by the next collection, and what was renamed by the next
 // OpenStore.
@@ -60,11 +60,15 @@ func (s *Store) Collect(ctx context.Context, mark func(*Collection) error) (*Col
 		return nil, err
 	}
 	defer s.leave()
-	got, err := s.collect(ctx, mark)
-	if err != nil {
+	var markErr error
+	got, err := s.collect(ctx, func(c *Collection) error {
+		markErr = mark(c)
+		return markErr
+	})
+	if err != nil && err != markErr {
 		return nil, fmt.Errorf("layerfs: collect in store %s: %w", s.dir, err)
 	}
-	return got, nil
+	return got, err
 }
 
 func (s *Store) collect(ctx context.Context, mark func(*Collection) error) (*Collected, error) {

@@ -36,6 +36,7 @@ func (copyDriver) Prepare(ctx context.Context, s *SnapshotDir) error {
 		c := &layerCopier{ctx: ctx, userXattrs: s.UserXattrs}
 		if unix.Unshare(unix.CLONE_FS) == nil {
 			unix.Umask(0)
+			c.ownDir = true
 		}
 		for i, src := range srcs {
 			if err = c.layer(s.Dir, src); err != nil {
@@ -60,12 +61,15 @@ func (copyDriver) Mount(_ context.Context, s *SnapshotDir, o *MountOptions) (*os
 	if err != nil {
 		return nil, fmt.Errorf("open_tree of the copied root (needs CAP_SYS_ADMIN): %w", err)
 	}
+	// Of its own, as the copy of a shared mount is shared with it: what a container mounts below its root would come up
+	// in the host's mount table, at snapshots/ID/root.
+	attr := unix.MountAttr{Propagation: unix.MS_PRIVATE}
 	if o.ReadOnly {
-		attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
-		if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &attr); err != nil {
-			unix.Close(fd)
-			return nil, fmt.Errorf("mount_setattr read-only: %w", err)
-		}
+		attr.Attr_set = unix.MOUNT_ATTR_RDONLY
+	}
+	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &attr); err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("mount_setattr of the copied root: %w", err)
 	}
 	return os.NewFile(uintptr(fd), "copy of layers"), nil
 }
@@ -79,6 +83,8 @@ type layerCopier struct {
 	ctx        context.Context
 	userXattrs bool
 	links      map[inode]linkName
+	// ownDir: the thread's working directory is its own.
+	ownDir bool
 }
 
 type inode struct{ dev, ino uint64 }
@@ -101,8 +107,7 @@ func (c *layerCopier) dir(root, src, dst int, path string) error {
 	if err := context.Cause(c.ctx); err != nil {
 		return err
 	}
-	var val [2]byte
-	if n, err := unix.Fgetxattr(src, opaqueXattr(c.userXattrs), val[:]); err == nil && n == 1 && val[0] == 'y' {
+	if isOpaque(src, c.userXattrs) {
 		old, err := readNames(dst)
 		if err != nil {
 			return err
@@ -207,7 +212,38 @@ func (c *layerCopier) entry(root, src, dst int, name, path string) error {
 			return err
 		}
 	}
+	if c.ownDir {
+		if err := copySpecialXattrs(dst, src, name); err != nil {
+			return err
+		}
+	}
 	return unix.UtimesNanoAt(dst, name, []unix.Timespec{st.Mtim, st.Mtim}, unix.AT_SYMLINK_NOFOLLOW)
+}
+
+// copySpecialXattrs copies the extended attributes of what cannot be opened: links, nodes and fifos. There are no calls
+// for that by descriptor of the directory before Linux 6.13, so the working directory changes.
+func copySpecialXattrs(dst, src int, name string) error {
+	if err := unix.Fchdir(src); err != nil {
+		return err
+	}
+	name = "./" + name
+	xs, err := listXattrsOf(linkXattrs(name))
+	if err != nil {
+		return err
+	}
+	if err := unix.Fchdir(dst); err != nil {
+		return err
+	}
+	// A node is born with what the default ACL of its directory says.
+	if err := unix.Lremovexattr(name, "system.posix_acl_access"); err != nil && err != unix.ENODATA && err != unix.ENOTSUP {
+		return fmt.Errorf("removexattr of %s: %w", name, err)
+	}
+	for _, x := range xs {
+		if err := unix.Lsetxattr(name, x.name, []byte(x.value), 0); err != nil && err != unix.ENOTSUP {
+			return fmt.Errorf("setxattr %s of %s: %w", x.name, name, err)
+		}
+	}
+	return nil
 }
 
 // copyAttributes gives dst the owner, mode, extended attributes and time of src.

@@ -39,6 +39,12 @@
 // A directory snapshots/ID holds upper, work and a link, layers, which names a file under stacks: the keys of the
 // layers, written once for each image.
 //
+// # Drivers
+//
+// "overlay" mounts the layers as they are. "copy" copies them, for a store on overlay itself or on a network filesystem;
+// on xfs and btrfs the copies share their extents. A driver of one's own implements [Driver], whose documentation says
+// what a layer looks like, and is registered by [RegisterDriver]; package layerfstest has the tests that it must pass.
+//
 // # Locks
 //
 // In this order: chain lock, diffID lock, index lock. While a diffID lock is held nothing but the layer's own stream is

@@ -17,15 +17,27 @@ import (
 //
 // The life of a snapshot: Prepare once, Mount any number of times, Remove. Each may be the last call ever made when
 // the process is killed, and Remove must cope with a half-made directory.
+//
+// A layer is a directory as overlayfs has it, owned by root and never changed: a file that is deleted below is a character
+// device 0:0; a directory that hides those of the same name below has the extended attribute trusted.overlay.opaque
+// (user.overlay.opaque with UserXattrs) of value "y"; one with whiteouts in it may have trusted.overlay.origin, without a
+// value, which tells overlayfs to hide them where nothing is below. Whatever else is in it, names of one inode included,
+// belongs in the root filesystem. The attributes of the root directory are not those of a layer: they are
+// [SnapshotDir].Root.
+//
+// An error of Prepare or Mount leaves no descriptor, mount or process behind; one about a missing layer matches
+// fs.ErrNotExist, and one about layers that the driver cannot stack errors.ErrUnsupported. Package layerfstest checks all
+// of this: the test of a driver is one call of layerfstest.Run.
 type Driver interface {
 	// Prepare fills the snapshot's new, empty directory.
 	Prepare(ctx context.Context, s *SnapshotDir) error
-	// Mount returns a detached mount of the root filesystem. The caller closes it.
+	// Mount returns a detached mount of the root filesystem, in no mount table and no peer of any mount of the host
+	// (mount_namespaces(7), "Shared subtrees"). The caller closes it. It outlives the driver.
 	Mount(ctx context.Context, s *SnapshotDir, opts *MountOptions) (*os.File, error)
 	// Remove empties the directory, which has been renamed by then. That a thing is missing is no error. It may never be
 	// called: after a crash the directory is deleted as any other.
 	Remove(ctx context.Context, s *SnapshotDir) error
-	// Close frees what the driver holds.
+	// Close frees what the driver holds. A second call does nothing.
 	Close() error
 }
 
@@ -75,7 +87,8 @@ var (
 )
 
 // RegisterDriver makes a driver available to [StoreOptions] by name, usually from an init function of the package that
-// has it. It panics where the name is taken, as that is a mistake in the program.
+// has it, which programs then import for that alone, as they do with drivers of database/sql. It panics where the name is
+// taken or empty, or open is nil, as that is a mistake in the program.
 func RegisterDriver(name string, open OpenDriver) {
 	driversMu.Lock()
 	defer driversMu.Unlock()

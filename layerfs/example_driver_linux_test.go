@@ -36,7 +36,8 @@ func (bindDriver) Mount(_ context.Context, s *layerfs.SnapshotDir, _ *layerfs.Mo
 	if err != nil {
 		return nil, &os.PathError{Op: "open_tree", Path: s.LayerPaths[0], Err: err}
 	}
-	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}); err != nil {
+	// Private: else the host would see what is mounted below.
+	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY, Propagation: unix.MS_PRIVATE}); err != nil {
 		unix.Close(fd)
 		return nil, &os.PathError{Op: "mount_setattr", Path: s.LayerPaths[0], Err: err}
 	}

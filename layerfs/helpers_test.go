@@ -102,3 +102,11 @@ func specOf(archive, blob []byte) LayerSpec {
 		},
 	}
 }
+
+func manyEnts(n int, f func(int) ent) []ent {
+	out := make([]ent, n)
+	for i := range out {
+		out[i] = f(i)
+	}
+	return out
+}

@@ -2,6 +2,8 @@ package layerfs
 
 import (
 	"bytes"
+	"context"
+	"fmt"
 	"io"
 	"strings"
 	"time"
@@ -10,10 +12,35 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// visible returns the part of a stack, lowest first, that shows: the layers above the topmost one whose root is opaque,
+// and that one. Overlayfs heeds the mark on every directory but the roots of layers.
+func (s *Store) visible(keys []string) ([]string, error) {
+	for i := len(keys) - 1; i > 0; i-- {
+		fd, err := openBeneath(s.layersFD, keys[i]+"/fs", unix.O_RDONLY|unix.O_DIRECTORY)
+		if err != nil {
+			return nil, fmt.Errorf("open layer %s: %w", keys[i], err)
+		}
+		opaque := isOpaque(fd, s.userXattrs)
+		unix.Close(fd)
+		if opaque {
+			return keys[i:], nil
+		}
+	}
+	return keys, nil
+}
+
+// isOpaque reports whether a directory hides what the layers below have in it.
+func isOpaque(fd int, userXattrs bool) bool {
+	var val [2]byte
+	n, err := unix.Fgetxattr(fd, opaqueXattr(userXattrs), val[:])
+	return err == nil && n == 1 && val[0] == 'y'
+}
+
 // lowerView looks names up in a stack of layers as overlayfs would.
 type lowerView struct {
 	fds        []int // topmost first
 	userXattrs bool
+	ctx        context.Context
 }
 
 func (v *lowerView) close() {
@@ -35,6 +62,10 @@ func (f *lowerFile) close() { unix.Close(f.fd) }
 // find looks up a path whose directories are directories in the merged view. It returns nil for what is not there.
 func (v *lowerView) find(path string) (*lowerFile, error) {
 	for _, at := range v.fds {
+		// A thousand layers with deep directories make this slow, and an entry may come here forty times by way of links.
+		if err := context.Cause(v.ctx); err != nil {
+			return nil, err
+		}
 		fd, err := openBeneath(at, path, unix.O_PATH)
 		switch err {
 		case nil:
@@ -63,31 +94,23 @@ func (v *lowerView) find(path string) (*lowerFile, error) {
 
 // opaqueAbove reports whether a directory on the way to path, as far as this layer has it, hides the layers below.
 func (v *lowerView) opaqueAbove(at int, path string) (bool, error) {
-	for dir := "."; ; {
-		fd, err := openBeneath(at, dir, unix.O_RDONLY|unix.O_DIRECTORY)
-		if err == unix.ENOENT {
-			return false, nil
-		}
-		if err != nil {
-			return false, err
-		}
-		var val [2]byte
-		n, err := unix.Fgetxattr(fd, opaqueXattr(v.userXattrs), val[:])
-		unix.Close(fd)
-		if err == nil && n == 1 && val[0] == 'y' {
-			return true, nil
-		}
+	dir, err := openBeneath(at, ".", unix.O_RDONLY|unix.O_DIRECTORY)
+	for err == nil {
 		c, rest, more := strings.Cut(path, "/")
-		if !more {
-			return false, nil
-		}
-		if dir == "." {
-			dir = c
-		} else {
-			dir += "/" + c
+		if opaque := isOpaque(dir, v.userXattrs); opaque || !more {
+			unix.Close(dir)
+			return opaque, nil
 		}
 		path = rest
+		var sub int
+		sub, err = openBeneath(dir, c, unix.O_RDONLY|unix.O_DIRECTORY)
+		unix.Close(dir)
+		dir = sub
 	}
+	if err == unix.ENOENT {
+		return false, nil
+	}
+	return false, err
 }
 
 func (f *lowerFile) readlink() (string, error) { return readlinkAt(f.fd, "") }
@@ -105,8 +128,31 @@ func (f *lowerFile) xattrs() ([]tarXattr, error) {
 	return listXattrs(fd)
 }
 
-func listXattrs(fd int) ([]tarXattr, error) {
-	n, err := unix.Flistxattr(fd, nil)
+// xattrSource is something to read extended attributes from.
+type xattrSource struct {
+	list func([]byte) (int, error)
+	get  func(name string, value []byte) (int, error)
+}
+
+func fdXattrs(fd int) xattrSource {
+	return xattrSource{
+		func(b []byte) (int, error) { return unix.Flistxattr(fd, b) },
+		func(name string, value []byte) (int, error) { return unix.Fgetxattr(fd, name, value) },
+	}
+}
+
+// linkXattrs reads those of a link itself, by a path relative to the thread's working directory.
+func linkXattrs(path string) xattrSource {
+	return xattrSource{
+		func(b []byte) (int, error) { return unix.Llistxattr(path, b) },
+		func(name string, value []byte) (int, error) { return unix.Lgetxattr(path, name, value) },
+	}
+}
+
+func listXattrs(fd int) ([]tarXattr, error) { return listXattrsOf(fdXattrs(fd)) }
+
+func listXattrsOf(f xattrSource) ([]tarXattr, error) {
+	n, err := f.list(nil)
 	if err == unix.ENOTSUP || n == 0 {
 		return nil, nil
 	}
@@ -114,7 +160,7 @@ func listXattrs(fd int) ([]tarXattr, error) {
 		return nil, err
 	}
 	names := make([]byte, n)
-	if n, err = unix.Flistxattr(fd, names); err != nil {
+	if n, err = f.list(names); err != nil {
 		return nil, err
 	}
 	var xs []tarXattr
@@ -123,12 +169,12 @@ func listXattrs(fd int) ([]tarXattr, error) {
 		if !xattrBelongs(k) {
 			continue
 		}
-		size, err := unix.Fgetxattr(fd, k, nil)
+		size, err := f.get(k, nil)
 		if err != nil {
 			return nil, err
 		}
 		value := make([]byte, size)
-		if size, err = unix.Fgetxattr(fd, k, value); err != nil {
+		if size, err = f.get(k, value); err != nil {
 			return nil, err
 		}
 		xs = append(xs, tarXattr{k, string(value[:size])})

@@ -27,8 +27,10 @@ type StoreOptions struct {
 // Limits bound the unpacking of one layer. The zero value of a field means the default written beside it. What
 // exceeds one is a [*LimitError].
 type Limits struct {
-	// Bytes is the most file content, in bytes, that may be written (holes of sparse files do not count):
-	// default 64 GiB.
+	// Blob is the largest layer, in bytes as its registry has it, that is fetched: default 64 GiB.
+	Blob int64
+	// Bytes is the most file content, in bytes, that may be written (holes of sparse files do not count), and as much may
+	// be skipped, and follow the end of the archive: default 64 GiB.
 	Bytes int64
 	// FileBytes is the largest apparent size of a file, in bytes, holes included: default 1 TiB.
 	FileBytes int64
@@ -39,8 +41,8 @@ type Limits struct {
 	Ratio int64
 	// Depth is the most components of a path: default 512.
 	Depth int
-	// Header is the most bytes of extended header (PAX records, long names, sparse map) for one entry:
-	// default 1 MiB.
+	// Header is the most bytes of extended header (PAX records, long names, sparse map) for one entry, and a sixty-fourth
+	// of the most for the extended attributes of all directories together: default 1 MiB.
 	Header int64
 	// Window is the most memory, in bytes, that a zstd frame may ask for: default 128 MiB.
 	Window int64
@@ -52,6 +54,7 @@ func (l Limits) withDefaults() Limits {
 			*v = d
 		}
 	}
+	def(&l.Blob, 64<<30)
 	def(&l.Bytes, 64<<30)
 	def(&l.FileBytes, 1<<40)
 	def(&l.Entries, 4_000_000)

@@ -44,6 +44,7 @@ type overlayDriver struct {
 
 	// The thread whose working directory is /proc/thread-self/fd.
 	threadOnce sync.Once
+	closeOnce  sync.Once
 	thread     chan func()
 }
 
@@ -129,7 +130,7 @@ func emptyWork(s *SnapshotDir) error {
 func (d *overlayDriver) Close() error {
 	d.threadOnce.Do(func() {})
 	if d.thread != nil {
-		close(d.thread)
+		d.closeOnce.Do(func() { close(d.thread) })
 	}
 	return nil
 }
@@ -201,7 +202,7 @@ func (d *overlayDriver) mount(s *SnapshotDir, p *overlayPaths) (fd int, step str
 	return d.mountClassic(s, p)
 }
 
-var errTooLong = errors.New("options are longer than this way of mounting allows")
+var errTooLong = fmt.Errorf("options are longer than this way of mounting allows: %w", errors.ErrUnsupported)
 
 const stepLowerPlus = "fsconfig lowerdir+"
 
@@ -423,7 +424,7 @@ func (d *overlayDriver) mountClassic(s *SnapshotDir, p *overlayPaths) (fd int, s
 			data += "," + f
 		}
 		if len(data) > os.Getpagesize()-1 {
-			step, err = "mount options", unix.E2BIG
+			step, err = "mount options", errTooLong
 			return
 		}
 		// Upon any directory: nobody else sees it.
@@ -463,6 +464,8 @@ func overlayError(step string, layers int, path string, err error) error {
 		e.Unsupported, e.Fix = true, "the store lies on a filesystem that overlay cannot write to (overlay itself, as inside a container, or a network filesystem): put it on ext4, xfs, btrfs or tmpfs, for instance a volume, or use the driver \"copy\""
 	case errors.Is(err, unix.ELOOP), errors.Is(err, unix.ENOENT), errors.Is(err, unix.ESTALE):
 		e.Fix = "a layer is missing from the store: pull the image again"
+	case errors.Is(err, errTooLong):
+		e.Fix = "before Linux 6.8 the layers of a mount must fit a page: use fewer layers, a newer kernel, or the driver \"copy\""
 	default:
 		e.Fix = "the kernel log (dmesg) may say more; the driver \"copy\" works on any filesystem"
 	}

@@ -61,5 +61,6 @@ func xattrBelongs(name string) bool {
 	case "security.selinux", "security.evm", "security.SMACK64":
 		return false
 	}
-	return !strings.HasPrefix(name, "trusted.overlay.") && !strings.HasPrefix(name, "user.overlay.")
+	// Trusted.SGI_ACL_FILE and _DEFAULT are how xfs shows the ACLs that have names of their own.
+	return !strings.HasPrefix(name, "trusted.SGI_ACL_") && !strings.HasPrefix(name, "trusted.overlay.") && !strings.HasPrefix(name, "user.overlay.")
 }

@@ -105,6 +105,9 @@ func (s *Store) stackFor(layers []Layer) (*stack, error) {
 			break
 		}
 	}
+	if st.Keys, err = s.visible(st.Keys); err != nil {
+		return nil, err
+	}
 	data, err := json.Marshal(st)
 	if err != nil {
 		return nil, err

@@ -2,6 +2,7 @@ package layerfs
 
 import (
 	"archive/tar"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -317,4 +318,118 @@ func dumpLayers(all [][]ent) string {
 		}
 	}
 	return b.String()
+}
+
+// TestWhatStacksMean has the stacks that were wrong once; package internal/oracle found most of them.
+func TestWhatStacksMean(t *testing.T) {
+	testutil.RequireRoot(t)
+	opq := ent{name: whOpaque}
+	for _, test := range []struct {
+		name   string
+		layers [][]ent
+		want   map[string]string // nil: it makes no sense
+	}{
+		{"an opaque marker in the root", [][]ent{
+			{{name: "d/"}, {name: "d/old"}, {name: "f"}}, {opq, {name: "d/"}, {name: "d/new"}}, {{name: "g"}},
+		}, map[string]string{"d": `d 755 ""`, "d/new": `f 644 ""`, "g": `f 644 ""`}},
+		{"a root that is opaque twice", [][]ent{{{name: "a"}}, {opq}, {{name: "b"}}, {opq}}, map[string]string{}},
+		{"a whiteout before what the layer has in the directory", [][]ent{
+			{{name: "d/", mode: 0o700}, {name: "d/old"}}, {{name: ".wh.d"}, {name: "d/e/f"}},
+		}, map[string]string{"d": `d 755 ""`, "d/e": `d 755 ""`, "d/e/f": `f 644 ""`}},
+		{"a whiteout behind what the layer has in the directory", [][]ent{
+			{{name: "d/", mode: 0o700}, {name: "d/e/", mode: 0o711}, {name: "d/old"}}, {{name: "d/e/f"}, {name: ".wh.d"}},
+		}, map[string]string{"d": `d 755 ""`, "d/e": `d 755 ""`, "d/e/f": `f 644 ""`}},
+		{"an opaque marker behind what the layer has in the directory", [][]ent{
+			{{name: "d/", mode: 0o700}, {name: "d/e/", mode: 0o711}}, {{name: "d/e/f"}, {name: "d/" + whOpaque}},
+		}, map[string]string{"d": `d 700 ""`, "d/e": `d 755 ""`, "d/e/f": `f 644 ""`}},
+		{"an opaque marker, and a whiteout of the directory", [][]ent{
+			{{name: "d/", mode: 0o700}, {name: "d/e/"}}, {{name: "d/" + whOpaque}, {name: ".wh.d"}},
+		}, map[string]string{"d": `d 755 ""`}},
+		{"an opaque marker, and a whiteout above the directory", [][]ent{
+			{{name: "d/"}, {name: "d/e/", mode: 0o700}}, {{name: "d/e/" + whOpaque}, {name: ".wh.d"}},
+		}, map[string]string{"d": `d 755 ""`, "d/e": `d 755 ""`}},
+		{"a link to what the layer then deletes", [][]ent{
+			{{name: "a", data: "x"}}, {{name: "b", kind: tar.TypeLink, link: "a"}, {name: ".wh.a"}},
+		}, map[string]string{"b": `f 644 "x"`}},
+		{"a link to what the layer then hides", [][]ent{
+			{{name: "d/"}, {name: "d/a", data: "x"}}, {{name: "b", kind: tar.TypeLink, link: "d/a"}, {name: "d/" + whOpaque}},
+		}, map[string]string{"b": `f 644 "x"`, "d": `d 755 ""`}},
+		{"a link to what the layer then replaces by a directory, and hides", [][]ent{
+			{{name: "d/"}, {name: "d/a", data: "x"}}, {{name: "b", kind: tar.TypeLink, link: "d/a"}, {name: "d/a/"}, {name: "d/" + whOpaque}},
+		}, map[string]string{"b": `f 644 "x"`, "d": `d 755 ""`, "d/a": `d 755 ""`}},
+		{"a link to a file in what the layer then deletes", [][]ent{
+			{{name: "d/"}, {name: "d/e/"}, {name: "d/e/a", data: "x"}}, {{name: "b", kind: tar.TypeLink, link: "d/e/a"}, {name: ".wh.d"}},
+		}, map[string]string{"b": `f 644 "x"`}},
+		{"a link to a file in what the layer then hides", [][]ent{
+			{{name: "d/"}, {name: "d/e/"}, {name: "d/e/a", data: "x"}}, {{name: "b", kind: tar.TypeLink, link: "d/e/a"}, {name: "d/" + whOpaque}},
+		}, map[string]string{"b": `f 644 "x"`, "d": `d 755 ""`}},
+		{"a link to a file, a whiteout of its directory, and a directory in its place", [][]ent{
+			{{name: "d/"}, {name: "d/e/"}, {name: "d/e/a", data: "x"}}, {{name: "b", kind: tar.TypeLink, link: "d/e/a"}, {name: "d/f"}, {name: ".wh.d"}, {name: "d/e/a/b/"}},
+		}, map[string]string{"b": `f 644 "x"`, "d": `d 755 ""`, "d/e": `d 755 ""`, "d/e/a": `d 755 ""`, "d/e/a/b": `d 755 ""`, "d/f": `f 644 ""`}},
+		{"a link in the place of the directory that it names", [][]ent{
+			{{name: "a", data: "x"}}, {{name: "a/"}, {name: "a", kind: tar.TypeLink, link: "a"}},
+		}, nil},
+		{"a link in the place of the directory that its target is in", [][]ent{
+			{{name: "a/"}, {name: "a/b"}}, {{name: "a/"}, {name: "a", kind: tar.TypeLink, link: "a/b"}},
+		}, nil},
+		{"a path whose link becomes a directory", [][]ent{
+			{{name: "c/"}, {name: "l", kind: tar.TypeSymlink, link: "c"}, {name: "l/x", data: "1"}, {name: "l/"}, {name: "l/x", data: "2"}},
+		}, map[string]string{"c": `d 755 ""`, "c/x": `f 644 "1"`, "l": `d 755 ""`, "l/x": `f 644 "2"`}},
+		{"a path whose link, of a lower layer, becomes a directory", [][]ent{
+			{{name: "c/"}, {name: "l", kind: tar.TypeSymlink, link: "c"}}, {{name: "l/x", data: "1"}, {name: ".wh.l"}, {name: "l/x", data: "2"}},
+		}, map[string]string{"c": `d 755 ""`, "c/x": `f 644 "1"`, "l": `d 755 ""`, "l/x": `f 644 "2"`}},
+		{"a link in the place of another directory", [][]ent{
+			{{name: "f", data: "x"}}, {{name: "a/"}, {name: "a/b"}, {name: "a", kind: tar.TypeLink, link: "f"}},
+		}, map[string]string{"a": `f 644 "x"`, "f": `f 644 "x"=a`}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			s := openTest(t, nil)
+			var specs []LayerSpec
+			for _, l := range test.layers {
+				archive := makeTar(t, l...)
+				specs = append(specs, specOf(archive, archive))
+			}
+			ls, err := s.UnpackAll(t.Context(), specs, nil)
+			if test.want == nil {
+				if !errors.Is(err, ErrInvalidArchive) {
+					t.Errorf("%v", err)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			n, err := s.NewSnapshot(t.Context(), "c", ls, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := listTree(t, under(mount(t, n, nil), "")); !maps.Equal(got, test.want) {
+				t.Errorf("\n got %v\nwant %v", got, test.want)
+			}
+		})
+	}
+}
+
+// TestLinkToWhatIsBelow: the file that a hard link takes along from a lower layer keeps all that it had.
+func TestLinkToWhatIsBelow(t *testing.T) {
+	testutil.RequireRoot(t)
+	s := openTest(t, nil)
+	attr := map[string]string{"SCHILY.xattr.trusted.test": "x"}
+	files := []ent{
+		{name: "./"},
+		{name: "file", data: "f", mode: 0o4711, uid: 3, pax: attr},
+		{name: "link", kind: tar.TypeSymlink, link: "file", uid: 4, pax: attr},
+		{name: "node", kind: tar.TypeChar, maj: 1, min: 3, mode: 0o600, gid: 5, pax: attr},
+		{name: "fifo", kind: tar.TypeFifo, pax: attr},
+	}
+	var links []ent
+	for _, f := range files[1:] {
+		links = append(links, ent{name: "l-" + f.name, kind: tar.TypeLink, link: f.name})
+	}
+	n, err := s.NewSnapshot(t.Context(), "c", unpackAll(t, s, makeTar(t, files...), makeTar(t, links...)), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := scan(t, layerDir(s, unpackAll(t, s, makeTar(t, append(files, links...)...))[0]))
+	compare(t, want, scan(t, under(mount(t, n, nil), "")))
 }

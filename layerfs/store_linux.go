@@ -26,8 +26,8 @@ const formatVersion = 2
 // recordVersion is the version of layer records and stacks.
 const recordVersion = 1
 
-// storeDirs are the directories of a store of the present format.
-var storeDirs = []string{"blobs", "blobs/sha256", "layers", "snapshots", "stacks", "tmp", "locks", "leases", "damaged", "empty"}
+// storeDirs are the directories of a store of the present format, beside blobs/sha256.
+var storeDirs = []string{"layers", "snapshots", "stacks", "tmp", "locks", "leases", "damaged", "empty"}
 
 // storeFormat is the content of the file "format", the last one written when a store is made.
 type storeFormat struct {
@@ -124,8 +124,10 @@ func (s *Store) open(userXattrs bool) error {
 		name string
 	}{{&s.blobsFD, "blobs/sha256"}, {&s.layersFD, "layers"}, {&s.snapsFD, "snapshots"}, {&s.stacksFD, "stacks"}, {&s.tmpFD, "tmp"}, {&s.locksFD, "locks"},
 		{&s.leasesFD, "leases"}, {&s.damagedFD, "damaged"}} {
-		if *d.fd, err = openDir(s.rootFD, d.name); err != nil {
-			return fmt.Errorf("%s: %w", d.name, err)
+		// A layout that another tool made may come from anywhere: sweeping what a link in it leads to would delete the
+		// files of the host.
+		if *d.fd, err = openBeneath(s.rootFD, d.name, unix.O_RDONLY|unix.O_DIRECTORY); err != nil {
+			return &fs.PathError{Op: "open", Path: d.name, Err: err}
 		}
 	}
 	return nil
@@ -172,6 +174,10 @@ func (s *Store) create(userXattrs bool) error {
 		return err
 	}
 	defer l.release()
+	// The name .lock says that all others are ours: after a power cut none may be there without it.
+	if err := syncDir(s.rootFD); err != nil {
+		return fmt.Errorf("sync: %w", err)
+	}
 	old, err := s.readFormat()
 	if err == nil && old.Version == formatVersion || err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -191,6 +197,18 @@ func (s *Store) create(userXattrs bool) error {
 		if err := writeFileAt(s.rootFD, "index.json", emptyIndex(), true); err != nil {
 			return err
 		}
+	}
+	// "blobs" may be a link of somebody else's, see open.
+	if err := unix.Mkdirat(s.rootFD, "blobs", 0o700); err != nil && err != unix.EEXIST {
+		return fmt.Errorf("mkdir blobs: %w", err)
+	}
+	blobs, err := openBeneath(s.rootFD, "blobs", unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return &fs.PathError{Op: "open", Path: "blobs", Err: err}
+	}
+	defer unix.Close(blobs)
+	if err := unix.Mkdirat(blobs, "sha256", 0o700); err != nil && err != unix.EEXIST {
+		return fmt.Errorf("mkdir blobs/sha256: %w", err)
 	}
 	for _, d := range storeDirs {
 		if err := unix.Mkdirat(s.rootFD, d, 0o700); err != nil && err != unix.EEXIST {

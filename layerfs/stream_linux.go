@@ -60,7 +60,8 @@ func (w *follower) add(n int) {
 // finish ends the stream; a nil error means a regular end.
 func (w *follower) finish(err error) {
 	w.mu.Lock()
-	if !w.done {
+	// An error ends also what has been written to its end: a stored blob may be hours of work that gives nothing.
+	if !w.done || w.err == nil {
 		w.done, w.err = true, err
 	}
 	w.mu.Unlock()
@@ -93,11 +94,12 @@ func (w *follower) Read(p []byte) (int, error) {
 func fetch(ctx context.Context, r io.Reader, w *follower, v *verifier, progress func(int64)) (err error) {
 	defer func() { w.finish(err) }()
 	buf := make([]byte, 256<<10)
+	var idle idleReads
 	for {
 		if err := context.Cause(ctx); err != nil {
 			return err
 		}
-		n, err := r.Read(buf)
+		n, err := idle.check(r.Read(buf))
 		if n > 0 {
 			if _, err := v.Write(buf[:n]); err != nil {
 				return err
@@ -120,6 +122,20 @@ func fetch(ctx context.Context, r io.Reader, w *follower, v *verifier, progress 
 			return fmt.Errorf("fetch blob %s after %d of %d bytes: %w", v.desc.Digest, v.n, v.desc.Size, err)
 		}
 	}
+}
+
+// idleReads makes an error of a source that gives neither bytes nor an error again and again, as bufio does.
+type idleReads int
+
+func (i *idleReads) check(n int, err error) (int, error) {
+	if n > 0 || err != nil {
+		*i = 0
+		return n, err
+	}
+	if *i++; *i == 100 {
+		return 0, io.ErrNoProgress
+	}
+	return 0, nil
 }
 
 // decompressor recognises what a stream is by its first bytes.
@@ -295,13 +311,17 @@ func (c *chunks) next(n int64) ([]byte, error) {
 	return b, nil
 }
 
-// drain reads what follows the end of the archive, which counts for the diffID, and nothing else.
-func (c *chunks) drain() error {
-	for {
-		if _, err := c.next(chunkSize); err == io.EOF {
+// drain reads what follows the end of the archive, which counts for the diffID, and nothing else: at most so many bytes.
+func (c *chunks) drain(limits *Limits) error {
+	for n := int64(0); ; {
+		b, err := c.next(chunkSize)
+		if err == io.EOF {
 			return nil
 		} else if err != nil {
 			return err
+		}
+		if n += int64(len(b)); n > limits.Bytes {
+			return &LimitError{Limit: "Bytes", Max: limits.Bytes}
 		}
 	}
 }

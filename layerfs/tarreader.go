@@ -59,6 +59,7 @@ type tarReader struct {
 	block   [tarBlock]byte
 	remain  int64 // data of the current entry that has not been read
 	pad     int64 // padding behind it
+	skipped int64 // content that was passed over
 	entries int64
 }
 
@@ -93,6 +94,15 @@ func (t *tarReader) discard(n int64) error {
 		n -= int64(len(b))
 	}
 	return nil
+}
+
+// skip passes over content that nobody wants, as far as it may be written.
+func (t *tarReader) skip(n int64) error {
+	if n > t.limits.Bytes-t.skipped {
+		return &LimitError{Limit: "Bytes", Max: t.limits.Bytes}
+	}
+	t.skipped += n
+	return t.discard(n)
 }
 
 // data returns the next piece of the entry's stored bytes, or io.EOF behind the last.
@@ -130,7 +140,7 @@ func padding(n int64) int64 { return -n & (tarBlock - 1) }
 
 // entry returns the next entry, or io.EOF at the end of the archive.
 func (t *tarReader) entry() (*tarEntry, error) {
-	if err := t.discard(t.remain); err != nil {
+	if err := t.skip(t.remain); err != nil {
 		return nil, err
 	}
 	if err := t.discard(t.pad); err != nil {
@@ -145,7 +155,9 @@ func (t *tarReader) entry() (*tarEntry, error) {
 		if t.entries++; t.entries > t.limits.Entries {
 			return nil, &LimitError{Limit: "Entries", Max: t.limits.Entries}
 		}
-		if err := t.fill(t.block[:]); err != nil {
+		if err := t.fill(t.block[:]); err == io.EOF && (pax != nil || gnuName != "" || gnuLink != "") {
+			return nil, invalidf("it ends behind an extended header")
+		} else if err != nil {
 			return nil, err
 		}
 		b := &t.block
@@ -193,7 +205,10 @@ func (t *tarReader) entry() (*tarEntry, error) {
 				gnuLink = cString(data)
 			}
 		case 'V': // volume label
-			if err := t.discard(size + padding(size)); err != nil {
+			if err := t.skip(size); err != nil {
+				return nil, err
+			}
+			if err := t.discard(padding(size)); err != nil {
 				return nil, err
 			}
 		default:
@@ -201,11 +216,17 @@ func (t *tarReader) entry() (*tarEntry, error) {
 			if err != nil {
 				return nil, err
 			}
-			if gnuName != "" {
-				e.name = gnuName
-			}
-			if gnuLink != "" {
-				e.link = gnuLink
+			// Who writes both is not to be trusted; archive/tar, and with it Docker, takes GNU's.
+			if gnuName != "" || gnuLink != "" {
+				if pax == nil {
+					pax = make(map[string]string, 2)
+				}
+				if gnuName != "" {
+					pax["path"] = gnuName
+				}
+				if gnuLink != "" {
+					pax["linkpath"] = gnuLink
+				}
 			}
 			if err := t.finish(e, b[156], pax, paxSparse, &budget); err != nil {
 				return nil, &EntryError{Op: "read", Entry: e.name, Err: err}
@@ -240,6 +261,19 @@ func (t *tarReader) parseHeader(size int64) (*tarEntry, error) {
 			e.name = p + "/" + e.name
 		}
 	case magic == "ustar  \x00":
+		// Before Go 1.8 archive/tar, with which layers were made that are still in use, wrote a prefix here too (Go issue
+		// 12594): as that is where GNU keeps times, it is one where no number can be read.
+		for _, f := range [][]byte{b[345:357], b[357:369]} {
+			if f[0] == 0 {
+				continue
+			}
+			if _, err := parseNumber(f); err != nil {
+				if p := cString(b[345:500]); p != "" && isASCII(p) {
+					e.name = p + "/" + e.name
+				}
+				break
+			}
+		}
 	default: // before POSIX: no device numbers, no prefix
 		return e, nil
 	}
@@ -252,6 +286,10 @@ func (t *tarReader) parseHeader(size int64) (*tarEntry, error) {
 		e.major, e.minor = uint32(major), uint32(minor)
 	}
 	return e, nil
+}
+
+func isASCII(s string) bool {
+	return strings.IndexFunc(s, func(r rune) bool { return r >= 0x80 }) < 0
 }
 
 // finish applies the extended headers and finds out what data follows.

@@ -245,6 +245,9 @@ func (s *Store) unpack(ctx context.Context, spec *LayerSpec, chainID digest.Dige
 	if spec.Descriptor.Size < 0 {
 		return Layer{}, fmt.Errorf("size %d: %w", spec.Descriptor.Size, fs.ErrInvalid)
 	}
+	if spec.Descriptor.Size > s.limits.Blob {
+		return Layer{}, &LimitError{Limit: "Blob", Max: s.limits.Blob}
+	}
 	if err := checkMediaType(spec.Descriptor.MediaType); err != nil {
 		return Layer{}, err
 	}
@@ -416,7 +419,7 @@ func (u *unpacking) pipeline(ctx context.Context, blob *os.File, stored bool, ro
 		defer a.view.close()
 	}
 	if applyErr == nil {
-		applyErr = c.drain()
+		applyErr = c.drain(&s.limits)
 	}
 	if applyErr != nil && (errors.Is(applyErr, ErrInvalidArchive) || errors.Is(applyErr, ErrCorrupt)) {
 		// Rubbish: whether it is what the digest promised decides whose fault it is, and whether to fetch it again.
@@ -424,6 +427,9 @@ func (u *unpacking) pipeline(ctx context.Context, blob *os.File, stored bool, ro
 			applyErr = err
 		}
 		fetchErr <- nil
+		if stored {
+			_ = c.drain(&s.limits)
+		}
 	}
 	cancel(applyErr)
 	if applyErr == nil {

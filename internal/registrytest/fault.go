@@ -1,6 +1,8 @@
 package registrytest
 
 import (
+	"bytes"
+	"compress/gzip"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -170,6 +172,130 @@ func MediaType(t string) func(http.ResponseWriter, *http.Request, http.Handler) 
 		if t != "" {
 			w.Header().Set("Content-Type", t)
 		}
+		w.WriteHeader(rec.Code)
+		_, _ = w.Write(rec.Body.Bytes())
+	}
+}
+
+// RedirectURL sends the client to a fixed URL.
+func RedirectURL(url string) func(http.ResponseWriter, *http.Request, http.Handler) {
+	return func(w http.ResponseWriter, _ *http.Request, _ http.Handler) {
+		w.Header().Set("Location", url)
+		w.WriteHeader(http.StatusTemporaryRedirect)
+	}
+}
+
+// HugeHeader adds so many bytes of header to the answer.
+func HugeHeader(n int) func(http.ResponseWriter, *http.Request, http.Handler) {
+	return func(w http.ResponseWriter, req *http.Request, next http.Handler) {
+		for i := 0; i < n; i += 1000 {
+			w.Header().Add("X-Huge", strings.Repeat("x", 1000))
+		}
+		next.ServeHTTP(w, req)
+	}
+}
+
+// HeaderTrickles sends a header line without end, a byte at each interval.
+func HeaderTrickles(interval time.Duration) func(http.ResponseWriter, *http.Request, http.Handler) {
+	return func(w http.ResponseWriter, req *http.Request, _ http.Handler) {
+		conn, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		text := "HTTP/1.1 200 OK\r\nX-Slow: "
+		for err == nil && req.Context().Err() == nil {
+			_, err = conn.Write([]byte(text))
+			text = "x"
+			time.Sleep(interval)
+		}
+	}
+}
+
+// Informational sends one 103 answer after the other and never a final one.
+func Informational(w http.ResponseWriter, req *http.Request, _ http.Handler) {
+	conn, _, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		return
+	}
+	defer conn.Close()
+	for err == nil && req.Context().Err() == nil {
+		_, err = conn.Write([]byte("HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n"))
+	}
+}
+
+// GzipBomb answers with so many megabytes of zeros in gzip's Content-Encoding, asked for or not.
+func GzipBomb(megabytes int) func(http.ResponseWriter, *http.Request, http.Handler) {
+	var buf bytes.Buffer
+	z, err := gzip.NewWriterLevel(&buf, gzip.BestSpeed)
+	must(err)
+	for range megabytes {
+		_, err := z.Write(make([]byte, 1<<20))
+		must(err)
+	}
+	must(z.Close())
+	return func(w http.ResponseWriter, req *http.Request, next http.Handler) {
+		rec := answer(req, next)
+		copyHeader(w, rec)
+		w.Header().Set("Content-Encoding", "gzip")
+		w.Header().Set("Content-Length", fmt.Sprint(buf.Len()))
+		w.WriteHeader(http.StatusOK)
+		_, _ = w.Write(buf.Bytes())
+	}
+}
+
+// Gzipped answers in gzip's Content-Encoding, though nobody asked for it.
+func Gzipped(w http.ResponseWriter, req *http.Request, next http.Handler) {
+	rec := answer(req, next)
+	copyHeader(w, rec)
+	w.Header().Del("Content-Length")
+	w.Header().Set("Content-Encoding", "gzip")
+	w.WriteHeader(rec.Code)
+	z := gzip.NewWriter(w)
+	_, _ = z.Write(rec.Body.Bytes())
+	_ = z.Close()
+}
+
+// Partial answers 206 with the second half, though the whole was asked for.
+func Partial(w http.ResponseWriter, req *http.Request, next http.Handler) {
+	rec := answer(req, next)
+	copyHeader(w, rec)
+	body := rec.Body.Bytes()
+	half := len(body) / 2
+	w.Header().Set("Content-Length", fmt.Sprint(len(body)-half))
+	w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", half, len(body)-1, len(body)))
+	w.WriteHeader(http.StatusPartialContent)
+	_, _ = w.Write(body[half:])
+}
+
+// Longer adds bytes to the body and says so.
+func Longer(w http.ResponseWriter, req *http.Request, next http.Handler) {
+	rec := answer(req, next)
+	copyHeader(w, rec)
+	w.Header().Set("Content-Length", fmt.Sprint(rec.Body.Len()+100))
+	w.WriteHeader(rec.Code)
+	_, _ = w.Write(append(rec.Body.Bytes(), make([]byte, 100)...))
+}
+
+// ErrorEndless answers with an error status and a body without end.
+func ErrorEndless(code int) func(http.ResponseWriter, *http.Request, http.Handler) {
+	return func(w http.ResponseWriter, req *http.Request, _ http.Handler) {
+		w.WriteHeader(code)
+		text := bytes.Repeat([]byte("error "), 10_000)
+		for req.Context().Err() == nil {
+			if _, err := w.Write(text); err != nil {
+				return
+			}
+		}
+	}
+}
+
+// ContentDigest says that the content has another digest.
+func ContentDigest(d string) func(http.ResponseWriter, *http.Request, http.Handler) {
+	return func(w http.ResponseWriter, req *http.Request, next http.Handler) {
+		rec := answer(req, next)
+		copyHeader(w, rec)
+		w.Header().Set("Docker-Content-Digest", d)
 		w.WriteHeader(rec.Code)
 		_, _ = w.Write(rec.Body.Bytes())
 	}

@@ -69,3 +69,29 @@ func TestHostileFiles(t *testing.T) {
 		t.Errorf("missing directory: %v", err)
 	}
 }
+
+func TestTorn(t *testing.T) {
+	dir := t.TempDir()
+	for content, torn := range map[string]bool{"": true, `{"A":`: true, "\x00\x00\x00": true, `{"A":"no number"}`: false, `[]`: false} {
+		if err := os.WriteFile(filepath.Join(dir, "f"), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		var v struct{ A int }
+		if err := statefile.Read(dir, "f", &v); err == nil || errors.Is(err, statefile.ErrTorn) != torn {
+			t.Errorf("%q: %v", content, err)
+		}
+	}
+	if err := statefile.WriteSynced(dir, "f", map[string]int{"A": 5}); err != nil {
+		t.Fatal(err)
+	}
+	var v struct{ A int }
+	if err := statefile.Read(dir, "f", &v); err != nil || v.A != 5 {
+		t.Errorf("%v, %v", v, err)
+	}
+	if err := statefile.WriteSynced(filepath.Join(dir, "missing"), "f", v); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("%v", err)
+	}
+	if names, err := os.ReadDir(dir); err != nil || len(names) != 1 {
+		t.Errorf("%v, %v", names, err)
+	}
+}
