@@ -252,12 +252,12 @@ func (m *model) epoch(n, kills int) {
 			}
 			for len(at) > 0 && done >= at[0] {
 				at = at[1:]
-				m.kill(m.children[m.rnd.IntN(len(m.children))])
+				m.killNext(m.rnd.IntN(len(m.children)))
 			}
 		}
 	}
 	for i, c := range m.rnd.Perm(len(m.children)) {
-		if i < last {
+		if i < last && !m.children[c].killed {
 			m.kill(m.children[c])
 		} else {
 			m.children[c].stdin.Close()
@@ -308,6 +308,16 @@ func (m *model) start(c *modelChild) {
 		}
 		m.events <- modelEvent{child: c, ended: true, err: err}
 	}()
+}
+
+// killNext kills the process with that index, or the next one that is not being killed already.
+func (m *model) killNext(i int) {
+	for n := range m.children {
+		if c := m.children[(i+n)%len(m.children)]; !c.killed {
+			m.kill(c)
+			return
+		}
+	}
 }
 
 // kill kills a process: at once, or by its own hand at one of the next steps that change the root.
