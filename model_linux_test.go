@@ -256,11 +256,12 @@ func (m *model) epoch(n, kills int) {
 			}
 		}
 	}
-	for i, c := range m.rnd.Perm(len(m.children)) {
-		if i < last && !m.children[c].killed {
-			m.kill(m.children[c])
+	for _, i := range m.rnd.Perm(len(m.children)) {
+		if c := m.children[i]; last > 0 && !c.killed {
+			last--
+			m.kill(c)
 		} else {
-			m.children[c].stdin.Close()
+			c.stdin.Close()
 		}
 	}
 	for slices.ContainsFunc(m.children, func(c *modelChild) bool { return c.running }) {

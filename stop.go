@@ -195,8 +195,8 @@ func (c *Container) remove(ctx context.Context, opts *RemoveOptions) error {
 			return err
 		}
 		// Also where its process has just ended by itself, or somebody else has killed it: that is not noted yet.
-		if _, err := c.wait(ctx); ctx.Err() != nil {
-			return err
+		if c.wait(ctx); ctx.Err() != nil {
+			return context.Cause(ctx)
 		}
 	}
 	if r := c.lastRun(); r != nil {
