@@ -32,6 +32,7 @@ func TestMain(m *testing.M) {
 	testtool.Main()
 	helperMain()
 	modelMain()
+	pullMain()
 	placeMain()
 	flag.Parse()
 	if skip := flag.Lookup("test.skip"); os.Geteuid() != 0 && skip != nil && skip.Value.String() == "" {
