@@ -168,13 +168,26 @@ func (c *checker) image(desc ocispec.Descriptor, names []string) error {
 		if !c.isDamage(err) {
 			return err
 		}
-		// Unless it was removed meanwhile, which is no damage.
-		if gone, err := c.imageGone(desc.Digest); gone || err != nil {
-			return err
-		}
 		c.add(&Damage{Kind: DamagedImage, Name: string(d), Images: names, Err: corrupt(err)})
 		return nil
 	}
+	// What an image of the index has when a lease of it is made stays until that is released: what is missing then is
+	// damage, whatever others remove and bring back meanwhile.
+	keep := func(blobs, diffIDs []digest.Digest) (_ *layerfs.Lease, gone bool, err error) {
+		lease, err := e.store.Lease(c.ctx, blobs, diffIDs)
+		if err != nil {
+			return nil, false, err
+		}
+		if gone, err = c.imageGone(desc.Digest); gone || err != nil {
+			lease.Release()
+		}
+		return lease, gone, err
+	}
+	lease, gone, err := keep([]digest.Digest{desc.Digest}, nil)
+	if gone || err != nil {
+		return err
+	}
+	defer lease.Release()
 	if err := c.blob(desc); err != nil {
 		return damaged(desc.Digest, err)
 	}
@@ -187,6 +200,14 @@ func (c *checker) image(desc ocispec.Descriptor, names []string) error {
 		// What other tools put here: an artifact, or an index, of which any part may be missing.
 		return nil
 	}
+	blobs := []digest.Digest{doc.Manifest.Config.Digest}
+	for _, l := range doc.Manifest.Layers {
+		blobs = append(blobs, l.Digest)
+	}
+	if lease, gone, err = keep(blobs, nil); gone || err != nil {
+		return err
+	}
+	defer lease.Release()
 	if err := c.blob(doc.Manifest.Config); err != nil {
 		return damaged(doc.Manifest.Config.Digest, err)
 	}
@@ -198,8 +219,7 @@ func (c *checker) image(desc ocispec.Descriptor, names []string) error {
 	if err != nil {
 		return damaged(doc.Manifest.Config.Digest, err)
 	}
-	lease, err := leaseImage(c.ctx, e.store, desc.Digest, doc.Manifest, config)
-	if err != nil {
+	if lease, gone, err = keep(nil, config.RootFS.DiffIDs); gone || err != nil {
 		return err
 	}
 	defer lease.Release()
@@ -218,9 +238,6 @@ func (c *checker) imageLayers(desc ocispec.Descriptor, m *ocispec.Manifest, conf
 		if blobErr != nil {
 			if !c.isDamage(blobErr) {
 				return blobErr
-			}
-			if gone, err := c.imageGone(desc.Digest); gone || err != nil {
-				return err
 			}
 			c.add(&Damage{Kind: DamagedBlob, Name: string(spec.Descriptor.Digest), Images: names, Err: corrupt(blobErr)})
 		}
@@ -259,7 +276,8 @@ func (c *checker) blob(desc ocispec.Descriptor) error {
 	if c.ctx.Err() != nil {
 		return context.Cause(c.ctx)
 	}
-	if err == nil || c.isDamage(err) {
+	// One that is missing may be there when another image asks for it.
+	if err == nil || c.isDamage(err) && !errors.Is(err, fs.ErrNotExist) {
 		c.report.Blobs++
 		c.blobs[desc.Digest] = err
 	}
@@ -318,7 +336,12 @@ func (c *checker) containers() error {
 			c.users[l.Key] = append(c.users[l.Key], st.Name)
 		}
 		c.report.Snapshots++
-		if err := e.store.VerifySnapshot(id); err != nil && !c.unfinished(id) {
+		if err := e.store.VerifySnapshot(id); err != nil {
+			if stays, stErr := c.stays(func() bool { return !c.unfinished(id) }); stErr != nil {
+				return stErr
+			} else if !stays {
+				continue
+			}
 			c.add(&Damage{Kind: DamagedSnapshot, Name: id, Containers: []string{st.Name}, Err: corrupt(err),
 				fix: func(ctx context.Context) error { return e.repairSnapshot(ctx, id) }})
 		}
@@ -331,13 +354,35 @@ func (c *checker) containers() error {
 		if _, err := os.Lstat(e.containerDir(id)); known[id] || err == nil {
 			continue
 		}
-		if now, err := e.store.Snapshots(); err == nil && slices.Contains(now, id) {
+		stays, err := c.stays(func() bool {
+			now, err := e.store.Snapshots()
+			return err == nil && slices.Contains(now, id)
+		})
+		if err != nil {
+			return err
+		}
+		if stays {
 			c.report.Snapshots++
 			c.add(&Damage{Kind: DamagedSnapshot, Name: id, Err: fmt.Errorf("%w: it belongs to no container", ErrCorrupt),
 				fix: func(ctx context.Context) error { return e.store.RemoveSnapshot(ctx, id) }})
 		}
 	}
 	return c.names()
+}
+
+// stays says whether what looks like damage is still there after what dead engines left was swept: they may be killed
+// at any moment of the check, and what they leave is no damage. A killed process gives up its locks one after the other,
+// so that it is asked for more than once.
+func (c *checker) stays(damaged func() bool) (bool, error) {
+	for range 3 {
+		if err := c.eng.sweep(c.ctx); err != nil {
+			return false, err
+		}
+		if !damaged() {
+			return false, nil
+		}
+	}
+	return true, nil
 }
 
 // unfinished says whether a container is being made or removed by an engine that is alive, or is gone by now.
@@ -373,8 +418,15 @@ func (c *checker) names() error {
 			if _, err = os.Lstat(e.containerDir(id)); err == nil {
 				continue
 			}
-			if now, err := os.Readlink(path); err != nil || now != id {
-				continue // being removed
+			stays, err := c.stays(func() bool {
+				now, err := os.Readlink(path)
+				return err == nil && now == id
+			})
+			if err != nil {
+				return err
+			}
+			if !stays {
+				continue // it was being removed
 			}
 		}
 		c.add(&Damage{Kind: DamagedName, Name: entry.Name(), Err: fmt.Errorf("%w: it leads to no container", ErrCorrupt),
@@ -430,8 +482,12 @@ func (c *checker) rest() error {
 			}
 			continue
 		}
-		if now, listErr := c.eng.store.LayerKeys(); listErr != nil || !slices.Contains(now, key) {
+		// Unless it was removed, and perhaps made again: once more, while nothing is removed.
+		if err = c.again(key); err == nil {
 			continue
+		}
+		if !c.isDamage(err) {
+			return err
 		}
 		if aside := c.eng.store.SetAside(layerfs.Layer{Key: key}); aside != nil && !errors.Is(aside, fs.ErrInvalid) {
 			return aside
@@ -440,6 +496,20 @@ func (c *checker) rest() error {
 	}
 	slices.Sort(c.report.Unverified)
 	return nil
+}
+
+// again verifies a layer that is there, while no collection is under way.
+func (c *checker) again(key string) error {
+	hold, err := c.eng.store.Hold(c.ctx)
+	if err != nil {
+		return err
+	}
+	defer hold.Release()
+	keys, err := c.eng.store.LayerKeys()
+	if err != nil || !slices.Contains(keys, key) {
+		return err
+	}
+	return c.eng.store.VerifyLayerRecord(key)
 }
 
 // nothingMore is the repair of what is good riddance.

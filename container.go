@@ -84,11 +84,22 @@ func (e *Engine) create(ctx context.Context, spec *ContainerSpec) (_ *Container,
 	if st.Name == "" {
 		st.Name = st.ID[:12]
 	}
+	// Whoever finds it and removes it before it is whole waits: only this engine can.
+	c := &Container{eng: e, id: st.ID, name: st.Name, state: st}
+	c.op.Lock()
+	defer c.op.Unlock()
+	e.mu.Lock()
+	e.owned[st.ID] = c
+	e.mu.Unlock()
+	defer func() {
+		if err != nil {
+			e.disown(st.ID)
+		}
+	}()
 	if err := e.addState(st); err != nil {
 		return nil, err
 	}
 	release() // from here on the container's state keeps the layers
-	c := &Container{eng: e, id: st.ID, name: st.Name, state: st}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, e.discard(context.WithoutCancel(ctx), st))
@@ -106,9 +117,6 @@ func (e *Engine) create(ctx context.Context, spec *ContainerSpec) (_ *Container,
 	if _, err := e.store.NewSnapshot(ctx, st.ID, layers, opts); err != nil {
 		return nil, err
 	}
-	e.mu.Lock()
-	e.owned[st.ID] = c
-	e.mu.Unlock()
 	return c, nil
 }
 

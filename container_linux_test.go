@@ -31,6 +31,8 @@ func TestMain(m *testing.M) {
 	powerloss.Main()
 	testtool.Main()
 	helperMain()
+	modelMain()
+	pullMain()
 	placeMain()
 	flag.Parse()
 	if skip := flag.Lookup("test.skip"); os.Geteuid() != 0 && skip != nil && skip.Value.String() == "" {

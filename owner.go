@@ -74,7 +74,8 @@ func deadOwners(dir string) ([]*owner, error) {
 		if err != nil {
 			return dead, err
 		}
-		if locked, err := filelock.TryLock(f); err == nil && locked && sameFile(path, f) {
+		// Shared: whoever asks at the same moment is not to take one of us for the owner.
+		if locked, err := filelock.TryRLock(f); err == nil && locked && sameFile(path, f) {
 			dead = append(dead, &owner{entry.Name(), f})
 			continue
 		}
@@ -96,6 +97,6 @@ func (e *Engine) ownerAlive(id string) bool {
 		return false
 	}
 	defer f.Close()
-	locked, err := filelock.TryLock(f)
+	locked, err := filelock.TryRLock(f)
 	return err != nil || !locked
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"slices"
@@ -207,28 +206,10 @@ func (e *Engine) refetch(ctx context.Context, client *registryClient, ref Refere
 		return err
 	}
 	defer lease.Release()
-	// Unpacking does not fetch the blob of a layer that is there.
-	for _, l := range doc.Manifest.Layers {
-		if e.store.HasBlob(l.Digest) {
-			continue
-		}
-		if err := e.fetchBlob(ctx, l, client.layer); err != nil {
-			return err
-		}
-	}
 	if _, err := e.store.UnpackAll(ctx, layerSpecs(doc.Manifest, config, client.layer), nil); err != nil {
 		return err
 	}
 	return errors.Join(e.writeBlob(ctx, doc.Manifest.Config, rawConfig), e.writeBlob(ctx, desc, data))
-}
-
-func (e *Engine) fetchBlob(ctx context.Context, desc ocispec.Descriptor, fetch func(context.Context, ocispec.Descriptor) (io.ReadCloser, error)) error {
-	body, err := fetch(ctx, desc)
-	if err != nil {
-		return err
-	}
-	defer body.Close()
-	return e.store.WriteBlob(ctx, desc, body)
 }
 
 // forgetImage makes the engine read a manifest and its config again.

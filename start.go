@@ -197,6 +197,12 @@ func (e *Engine) beginGroup(st *containerState, spec *specs.Spec) *pendingGroup 
 	go func() {
 		defer close(p.done)
 		p.group, p.err = e.cgroups.Create(e.groupName(st.ID), resources)
+		if errors.Is(p.err, fs.ErrExist) {
+			// Of a start whose program was killed before it had noted that the container runs.
+			if p.err = e.removeGroup(context.Background(), st.ID); p.err == nil {
+				p.group, p.err = e.cgroups.Create(e.groupName(st.ID), resources)
+			}
+		}
 		if errors.Is(p.err, errors.ErrUnsupported) && reflect.ValueOf(st.Spec.Limits).IsZero() {
 			// No cgroups here, or none that may be written. A container without limits does without.
 			p.group, p.err = e.cgroups.Create(e.groupName(st.ID), nil)
@@ -310,10 +316,15 @@ func (c *Container) monitor(r *run) {
 
 	errs = append(errs, <-removed)
 	if st.Spec.AutoRemove {
-		c.op.Lock()
-		errs = append(errs, c.eng.discard(ctx, st))
+		// Under the lock: it tells Check that the container is being removed.
+		_, unlock, err := c.lock(ctx)
+		if err == nil {
+			errs = append(errs, c.eng.discard(ctx, st))
+			unlock()
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
 		c.eng.disown(c.id)
-		c.op.Unlock()
 	}
 	if r.cleanErr = errors.Join(errs...); r.cleanErr != nil {
 		c.eng.log.Warn("clean up after a container", "container", c.name, "id", c.id, "error", r.cleanErr)

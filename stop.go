@@ -139,9 +139,7 @@ func (c *Container) stop(ctx context.Context, opts *StopOptions) error {
 	if err != nil {
 		return err
 	}
-	if err := c.signal(sig); errors.Is(err, ErrNotRunning) {
-		return nil
-	} else if err != nil {
+	if err := c.signal(sig); err != nil && !errors.Is(err, ErrNotRunning) {
 		return err
 	}
 	polite := ctx
@@ -166,7 +164,7 @@ const defaultStopTimeout = 10 * time.Second
 // stopped is the error of a stop for the error of its wait: that the owner has removed the container is as good an end
 // as any.
 func stopped(err error) error {
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrNotRunning) {
 		return nil
 	}
 	return err
@@ -193,12 +191,12 @@ func (c *Container) remove(ctx context.Context, opts *RemoveOptions) error {
 	}
 	defer done()
 	if opts != nil && opts.Force {
-		if err := c.signal(syscall.SIGKILL); err == nil {
-			if _, err := c.wait(ctx); ctx.Err() != nil {
-				return err
-			}
-		} else if !errors.Is(err, ErrNotRunning) && !errors.Is(err, fs.ErrNotExist) {
+		if err := c.signal(syscall.SIGKILL); err != nil && !errors.Is(err, ErrNotRunning) && !errors.Is(err, fs.ErrNotExist) {
 			return err
+		}
+		// Also where its process has just ended by itself, or somebody else has killed it: that is not noted yet.
+		if c.wait(ctx); ctx.Err() != nil {
+			return context.Cause(ctx)
 		}
 	}
 	if r := c.lastRun(); r != nil {

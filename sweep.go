@@ -158,9 +158,12 @@ func (e *Engine) sweepContainer(ctx context.Context, id string, gone func(owner 
 		return e.discard(ctx, st)
 	case st.Owner != "":
 		st.Owner = ""
-		return c.setState(st)
+		if err := c.setState(st); err != nil {
+			return err
+		}
 	}
-	return nil
+	// Whoever was starting it may have been killed before that was noted. Nobody is now: we hold the lock.
+	return e.removeGroup(ctx, id)
 }
 
 // sweepOrphans removes names, snapshots and cgroups whose container has no directory any more: see state.go for the

@@ -259,7 +259,9 @@ func (s *Store) unpack(ctx context.Context, spec *LayerSpec, chainID digest.Dige
 		}
 		return l, nil
 	}
-	if l, ok := s.findLayer(spec.DiffID, chainID); ok {
+	// The blob of a layer that is there may be gone: its image was removed while a container kept the layer.
+	blobHere := func() bool { return spec.Open == nil || s.blobSize(spec.Descriptor.Digest.Encoded()) >= 0 }
+	if l, ok := s.findLayer(spec.DiffID, chainID); ok && blobHere() {
 		return finished(l)
 	}
 	chainLock, err := lockFile(ctx, lockorder.Chain, s.locksFD, layerKey("c-", chainID), false)
@@ -273,6 +275,11 @@ func (s *Store) unpack(ctx context.Context, spec *LayerSpec, chainID digest.Dige
 	}
 	defer diffLock.release()
 	if l, ok := s.findLayer(spec.DiffID, chainID); ok {
+		if !blobHere() {
+			if err := s.fetchBlob(ctx, spec); err != nil {
+				return Layer{}, err
+			}
+		}
 		return finished(l)
 	}
 	u := &unpacking{s: s, spec: spec, chainID: chainID, parents: parents, diffLock: diffLock, applied: applied}
@@ -288,6 +295,16 @@ func (s *Store) unpack(ctx context.Context, spec *LayerSpec, chainID digest.Dige
 		return Layer{}, err
 	}
 	return finished(l)
+}
+
+// fetchBlob stores the blob of a layer that is unpacked already: an image's blobs are all here, whoever reads the store.
+func (s *Store) fetchBlob(ctx context.Context, spec *LayerSpec) error {
+	rc, err := spec.Open(ctx)
+	if err != nil {
+		return fmt.Errorf("open blob %s: %w", spec.Descriptor.Digest, err)
+	}
+	defer rc.Close()
+	return s.writeBlob(ctx, spec.Descriptor.Digest.Encoded(), spec.Descriptor, rc)
 }
 
 // checkMediaType refuses what is known not to be an archive of files; compression is recognised by content.

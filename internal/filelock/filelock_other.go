@@ -13,3 +13,6 @@ func Lock(context.Context, *os.File) error { return errors.ErrUnsupported }
 
 // TryLock returns errors.ErrUnsupported.
 func TryLock(*os.File) (bool, error) { return false, errors.ErrUnsupported }
+
+// TryRLock returns errors.ErrUnsupported.
+func TryRLock(*os.File) (bool, error) { return false, errors.ErrUnsupported }

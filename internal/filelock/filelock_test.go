@@ -42,3 +42,28 @@ func TestLock(t *testing.T) {
 		t.Fatalf("waiting until the holder closes: %v", err)
 	}
 }
+
+func TestTryRLock(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "lock")
+	open := func() *os.File {
+		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { f.Close() })
+		return f
+	}
+	owner, one, two := open(), open(), open()
+	if ok, err := filelock.TryLock(owner); !ok || err != nil {
+		t.Fatalf("lock: %v, %v", ok, err)
+	}
+	if ok, err := filelock.TryRLock(one); ok || err != nil {
+		t.Fatalf("shared while it is held: %v, %v", ok, err)
+	}
+	owner.Close()
+	for _, f := range []*os.File{one, two} {
+		if ok, err := filelock.TryRLock(f); !ok || err != nil {
+			t.Fatalf("shared by two: %v, %v", ok, err)
+		}
+	}
+}

@@ -17,7 +17,12 @@ func Lock(ctx context.Context, f *os.File) error {
 }
 
 // TryLock takes the exclusive lock of the open file, or returns false if somebody else has it.
-func TryLock(f *os.File) (bool, error) {
+func TryLock(f *os.File) (bool, error) { return try(f, unix.LOCK_EX) }
+
+// TryRLock takes the shared lock of the open file, or returns false if somebody has the exclusive one.
+func TryRLock(f *os.File) (bool, error) { return try(f, unix.LOCK_SH) }
+
+func try(f *os.File, how int) (bool, error) {
 	raw, err := f.SyscallConn()
 	if err != nil {
 		return false, err
@@ -25,7 +30,7 @@ func TryLock(f *os.File) (bool, error) {
 	var lockErr error
 	err = raw.Control(func(fd uintptr) {
 		for {
-			if lockErr = unix.Flock(int(fd), unix.LOCK_EX|unix.LOCK_NB); lockErr != unix.EINTR {
+			if lockErr = unix.Flock(int(fd), how|unix.LOCK_NB); lockErr != unix.EINTR {
 				return
 			}
 		}
