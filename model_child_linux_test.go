@@ -135,7 +135,6 @@ func (w *modelWorker) open() {
 		w.fail("open: %v", err)
 	}
 	w.eng = eng
-	// What dead programs left is gone; what others leave from now on is not.
 }
 
 func (w *modelWorker) close() {
@@ -383,7 +382,7 @@ func (w *modelWorker) lookAfter() {
 	}
 }
 
-// ownIDs are in order, as the seed is to decide which one is picked.
+// pickOwn picks a container of its own, in the order of their creation, as the seed is to decide which one.
 func (w *modelWorker) pickOwn(rnd *rand.Rand) *ownContainer {
 	if len(w.own) == 0 {
 		return nil

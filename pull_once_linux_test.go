@@ -206,7 +206,7 @@ func TestPullOnceKilled(t *testing.T) {
 	<-half
 	done := make(chan int)
 	go func() { done <- pullTogether(t, list[1:]) }()
-	// The others have asked for the manifest, and wait for the first one.
+	// Those that have come so far wait for the first one.
 	first.cmd.Process.Kill()
 	first.cmd.Wait()
 	if n := <-done; n < 1 || n > 3 {
