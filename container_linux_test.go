@@ -29,6 +29,7 @@ import (
 func TestMain(m *testing.M) {
 	testtool.Main()
 	helperMain()
+	walkMain()
 	placeMain()
 	flag.Parse()
 	if skip := flag.Lookup("test.skip"); os.Geteuid() != 0 && skip != nil && skip.Value.String() == "" {

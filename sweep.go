@@ -54,6 +54,7 @@ func (e *Engine) sweep(ctx context.Context) error {
 		if err := os.Remove(o.file.Name()); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
+		crashpoint.At("sweep: an owner is gone")
 	}
 	return nil
 }
@@ -80,6 +81,7 @@ func (e *Engine) sweepContainers(ctx context.Context, dead []*owner) error {
 				if err := os.RemoveAll(filepath.Join(e.containersDir(), entry.Name())); err != nil {
 					return err
 				}
+				crashpoint.At("sweep: a half-made container is gone")
 			}
 			continue
 		}
@@ -149,6 +151,7 @@ func (e *Engine) sweepOrphans(ctx context.Context) error {
 			if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return err
 			}
+			crashpoint.At("sweep: a name is gone")
 		}
 	}
 	snapshots, err := e.store.Snapshots()
@@ -162,6 +165,7 @@ func (e *Engine) sweepOrphans(ctx context.Context) error {
 		if err := e.store.RemoveSnapshot(ctx, id); err != nil {
 			return err
 		}
+		crashpoint.At("sweep: a snapshot is gone")
 	}
 	groups, err := e.cgroups.Names()
 	if err != nil {
@@ -173,6 +177,7 @@ func (e *Engine) sweepOrphans(ctx context.Context) error {
 			if err := e.removeGroup(ctx, id); err != nil {
 				return err
 			}
+			crashpoint.At("sweep: a cgroup is gone")
 		}
 	}
 	return nil

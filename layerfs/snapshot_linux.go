@@ -129,6 +129,7 @@ func (s *Store) writeStack(id string, data []byte) error {
 	if err := unix.Renameat(t.fd, "stack", s.stacksFD, id); err != nil {
 		return &fs.PathError{Op: "rename", Path: "stacks/" + id, Err: err}
 	}
+	crashpoint.At("snapshot: list of layers in sight")
 	return syncDir(s.stacksFD)
 }
 

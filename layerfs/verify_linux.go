@@ -13,6 +13,8 @@ import (
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
+
+	"github.com/coracle-dev/coracle/internal/crashpoint"
 )
 
 // Whether what is stored is still what it was: blobs against their digests, layers against what their blobs unpack to.
@@ -407,6 +409,7 @@ func (s *Store) RepairSnapshot(id string, layers []Layer) error {
 	if err := unix.Unlinkat(s.stacksFD, stackID, 0); err != nil && err != unix.ENOENT {
 		return fail(err)
 	}
+	crashpoint.At("repair: list of layers gone")
 	if _, err := s.stackFor(layers); err != nil {
 		return fail(err)
 	}
