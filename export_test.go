@@ -42,3 +42,6 @@ func (c *Container) Cleaned() {
 		<-r.cleaned
 	}
 }
+
+// GroupPrefix is how the names of the cgroups of a root's engines begin.
+func GroupPrefix(root string) string { return (&Engine{root: root}).groupPrefix() }
