@@ -28,6 +28,7 @@ type walkScenario struct {
 	opens   bool   // act opens the engine itself
 	damaged bool   // the root is damaged from the beginning
 	found   bool   // act repairs that
+	timing  bool   // what is done in the background may come first
 	beside  bool   // also while another program works in the root
 
 	before func(*walkWorld) error // before the first step; may be nil
@@ -68,8 +69,8 @@ func init() {
 		"remove-image": {root: "pulled", beside: true, act: removeImage("app:v1"), state: hasImage("app:v1"), legal: doneOrNot, end: "no"},
 		"prune-images": {root: "pulled", beside: true, before: create("keeps", coracle.ContainerSpec{Image: "moving:latest"}), act: pruneImages,
 			state: pruned, legal: []string{"some", "kept"}, end: "kept"},
-		"create":       {root: "small", beside: true, act: recreate, state: hasContainers("db"), legal: []string{"", "db created"}, end: "db created"},
-		"create-spare": {root: "small", before: makeSpare, act: recreate, state: hasContainers("db"), legal: []string{"", "db created"}, end: "db created"},
+		"create":       {root: "small", beside: true, act: recreate, state: hasContainers("box"), legal: []string{"", "box created"}, end: "box created"},
+		"create-spare": {root: "small", timing: true, before: makeSpare, act: recreate, state: hasContainers("box"), legal: []string{"", "box created"}, end: "box created"},
 		"run": {root: "tool", beside: true, before: drop("run"),
 			act: func(w *walkWorld) error {
 				c, err := w.eng.Create(w.ctx, &coracle.ContainerSpec{Name: "run", Image: "tool", Args: []string{"exit", "3"}})
@@ -96,21 +97,21 @@ func init() {
 			state: hasContainers("obey"), legal: []string{"", "obey created", "obey exited"}, end: "obey exited"},
 		"stop": {root: "tool", before: started("obey"), act: stop("obey"),
 			state: hasContainers("obey"), legal: []string{"", "obey exited"}, end: "obey exited"},
-		"remove-created": {root: "small", beside: true, before: create("db", coracle.ContainerSpec{Image: "small"}), act: drop("db"),
-			state: hasContainers("db"), legal: []string{"", "db created"}},
-		"remove-exited":  {root: "tool", before: ended("db"), act: drop("db"), state: hasContainers("db"), legal: []string{"", "db exited"}},
-		"remove-running": {root: "tool", before: started("db"), act: drop("db"), state: hasContainers("db"), legal: []string{"", "db exited"}},
-		"prune-containers": {root: "tool", before: both(create("a", obey), create("b", obey), ended("c")), act: pruneContainers,
-			state: hasContainers("a", "b", "c"), legal: []string{"", "a created", "b created", "c exited", "a created b created", "a created c exited", "b created c exited", "a created b created c exited"}},
-		"close": {root: "tool", before: both(started("a"), started("b"), create("c", obey), runningAuto), act: func(*walkWorld) error { return nil },
-			state: hasContainers("a", "b", "c", "auto"), legal: []string{"c created", "a exited c created", "b exited c created", "a exited b exited c created"}, end: "a exited b exited c created"},
+		"remove-created": {root: "small", beside: true, before: create("box", coracle.ContainerSpec{Image: "small"}), act: drop("box"),
+			state: hasContainers("box"), legal: []string{"", "box created"}},
+		"remove-exited":  {root: "tool", before: ended("box"), act: drop("box"), state: hasContainers("box"), legal: []string{"", "box exited"}},
+		"remove-running": {root: "tool", before: started("box"), act: drop("box"), state: hasContainers("box"), legal: []string{"", "box exited"}},
+		"prune-containers": {root: "tool", before: both(create("one", obey), create("two", obey), ended("three")), act: pruneContainers,
+			state: hasContainers("one", "two", "three"), legal: []string{"", "one created", "two created", "three exited", "one created two created", "one created three exited", "two created three exited", "one created two created three exited"}},
+		"close": {root: "tool", before: both(started("one"), started("two"), create("three", obey), runningAuto), act: func(*walkWorld) error { return nil },
+			state: hasContainers("one", "two", "three", "auto"), legal: []string{"three created", "one exited three created", "two exited three created", "one exited two exited three created"}, end: "one exited two exited three created"},
 		"sweep": {root: "tool", messy: true, opens: true, act: (*walkWorld).reopen, state: containers,
-			legal: []string{"created created, exited exited, removing created"}, end: "created created, exited exited, removing created"},
+			legal: []string{"created created, exited exited, removing created, starting created, starting2 created"}, end: "created created, exited exited, removing created, starting created, starting2 created"},
 		"migration":        {root: "old", opens: true, act: (*walkWorld).reopen, state: hasLocal("small"), legal: []string{"yes"}, end: "yes"},
 		"check":            {root: "damaged", damaged: true, act: check, state: hasLocal("app:v1"), legal: []string{"yes", "no"}, end: "yes"},
 		"repair":           {root: "damaged", damaged: true, found: true, act: repair, state: hasLocal("app:v1"), legal: []string{"yes", "no"}, end: "yes"},
 		"repair-index":     {root: "no-index", damaged: true, found: true, act: repair, state: always, legal: []string{""}},
-		"repair-container": {root: "no-list", damaged: true, found: true, act: repair, state: hasContainers("c"), legal: []string{"c created"}, end: "c created"},
+		"repair-container": {root: "no-list", damaged: true, found: true, act: repair, state: hasContainers("box"), legal: []string{"box created"}, end: "box created"},
 	}
 }
 
@@ -193,7 +194,7 @@ func prepareRoots(t *testing.T, dir string, reg *registrytest.Registry) map[stri
 	broken("no-index", "small", func(root string) { replace(root+"/store/index.json", "{") })
 	root("with-container", func(w *walkWorld) error {
 		_, err := w.eng.ImageFromFS(w.ctx, "small", smallFS("small"), nil)
-		return errors.Join(err, create("c", coracle.ContainerSpec{Image: "small"})(w))
+		return errors.Join(err, create("box", coracle.ContainerSpec{Image: "small"})(w))
 	})
 	broken("no-list", "with-container", func(root string) { replace(one(root+"/store/stacks/*"), "{") })
 	return roots
@@ -380,7 +381,7 @@ func drop(name string) func(*walkWorld) error {
 }
 
 func recreate(w *walkWorld) error {
-	return both(drop("db"), create("db", coracle.ContainerSpec{Image: "small"}))(w)
+	return both(drop("box"), create("box", coracle.ContainerSpec{Image: "small"}))(w)
 }
 
 // makeSpare removes containers of an image until their directories are kept for the next one.

@@ -276,7 +276,10 @@ func (k *walk) cut(t *testing.T, step string) {
 		t.Fatal(err)
 	}
 	if state.Success() {
-		t.Fatal("the program did not come to the step")
+		if !k.timing {
+			t.Fatal("the program did not come to the step")
+		}
+		return
 	}
 	k.kills.Add(1)
 	killed(t, out)
@@ -563,6 +566,25 @@ func cloneTree(from, to string) error {
 	return err
 }
 
+// walkDir is where the roots are: in memory where there is room, since nothing that is synced matters to a program that
+// is killed, and most of the time would go into that.
+func walkDir(t *testing.T) string {
+	var st unix.Statfs_t
+	if err := unix.Statfs("/dev/shm", &st); err != nil || st.Type != unix.TMPFS_MAGIC || st.Bavail*uint64(st.Bsize) < 256<<20 {
+		return t.TempDir()
+	}
+	dir, err := os.MkdirTemp("/dev/shm", "walk-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
 // TestCrashWalk: after SIGKILL at any step the next Open finds a root in which nothing is damaged or left over, the
 // operation is done or it is not, and it can be done again.
 func TestCrashWalk(t *testing.T) {
@@ -570,7 +592,7 @@ func TestCrashWalk(t *testing.T) {
 	begin := time.Now()
 	reg := registrytest.New()
 	defer reg.Close()
-	dir := t.TempDir()
+	dir := walkDir(t)
 	roots := prepareRoots(t, dir, reg)
 	var steps, kills atomic.Int32
 	t.Run("scenarios", func(t *testing.T) {

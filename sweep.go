@@ -128,6 +128,11 @@ func (e *Engine) sweepContainer(ctx context.Context, id string, gone func(owner 
 		e.log.Info("removing a container whose program was killed", "container", st.Name, "id", st.ID)
 		return e.discard(ctx, st)
 	case st.Owner != "":
+		// One that was being started, or whose end was being noted, has a cgroup.
+		if err := e.removeGroup(ctx, id); err != nil {
+			return err
+		}
+		crashpoint.At("sweep: a cgroup is gone")
 		st.Owner = ""
 		return c.setState(st)
 	}

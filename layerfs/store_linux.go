@@ -362,6 +362,13 @@ func (s *Store) sweep() error {
 			}
 		}
 	}
+	if unix.Faccessat(s.rootFD, "index.json.new", unix.F_OK, 0) == nil {
+		if l, err := tryLockFile(s.locksFD, "index", false); err == nil && l != nil {
+			errs = append(errs, removeTree(s.rootFD, "index.json.new")) // nobody is writing it
+			l.release()
+			crashpoint.At("sweep: a half-written index is gone")
+		}
+	}
 	return errors.Join(errs...)
 }
 
