@@ -33,6 +33,7 @@ func TestMain(m *testing.M) {
 	helperMain()
 	modelMain()
 	pullMain()
+	walkMain()
 	placeMain()
 	flag.Parse()
 	if skip := flag.Lookup("test.skip"); os.Geteuid() != 0 && skip != nil && skip.Value.String() == "" {

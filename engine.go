@@ -15,6 +15,7 @@ import (
 	"sync"
 
 	"github.com/coracle-dev/coracle/cgroup"
+	"github.com/coracle-dev/coracle/internal/crashpoint"
 	"github.com/coracle-dev/coracle/internal/filelock"
 	"github.com/coracle-dev/coracle/internal/lockorder"
 	"github.com/coracle-dev/coracle/internal/statefile"
@@ -111,6 +112,7 @@ func open(ctx context.Context, config Config) (_ *Engine, err error) {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, err
 		}
+		crashpoint.At("open: directory made")
 	}
 	if err := e.checkRoot(ctx); err != nil {
 		return nil, err

@@ -35,3 +35,13 @@ func (e *Engine) MountImage(ctx context.Context, img *Image) (root *os.File, rem
 		return snap.Remove(ctx)
 	}, nil
 }
+
+// Cleaned waits until the last start of the container by this engine has left nothing behind.
+func (c *Container) Cleaned() {
+	if r := c.lastRun(); r != nil {
+		<-r.cleaned
+	}
+}
+
+// GroupPrefix is how the names of the cgroups of a root's engines begin.
+func GroupPrefix(root string) string { return (&Engine{root: root}).groupPrefix() }

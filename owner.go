@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/coracle-dev/coracle/internal/crashpoint"
 	"github.com/coracle-dev/coracle/internal/filelock"
 )
 
@@ -28,6 +29,7 @@ func newOwner(dir string) (*owner, error) {
 		if err != nil {
 			return nil, err
 		}
+		crashpoint.At("owner: file made")
 		locked, err := filelock.TryLock(f)
 		if err != nil {
 			f.Close()
@@ -54,6 +56,7 @@ func sameFile(path string, f *os.File) bool {
 // close removes the owner's file: nothing of it is left to sweep.
 func (o *owner) close() error {
 	err := os.Remove(o.file.Name())
+	crashpoint.At("owner: file gone")
 	return errors.Join(err, o.file.Close())
 }
 

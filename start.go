@@ -15,6 +15,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/coracle-dev/coracle/cgroup"
+	"github.com/coracle-dev/coracle/internal/crashpoint"
 	"github.com/coracle-dev/coracle/internal/statefile"
 	"github.com/coracle-dev/coracle/nsexec"
 )
@@ -134,6 +135,7 @@ func (c *Container) launch(ctx context.Context, st *containerState) (_ *run, err
 		return nil, err
 	}
 	defer root.Close()
+	crashpoint.At("start: root filesystem mounted")
 	if err := e.completeSpec(spec, st, root); err != nil {
 		return nil, err
 	}
@@ -174,6 +176,7 @@ func (c *Container) launch(ctx context.Context, st *containerState) (_ *run, err
 		streams.abandon()
 		return nil, explainStart(err, group.group)
 	}
+	crashpoint.At("start: program runs")
 	streams.begin()
 	return &run{
 		proc: proc, group: group.group, streams: streams, spec: spec,
@@ -292,6 +295,7 @@ func (c *Container) monitor(r *run) {
 	if err != nil {
 		r.exit = ExitStatus{Code: -1, Unknown: true}
 	}
+	crashpoint.At("end: program ended")
 	// A pid namespace of its own is empty when its first process has been waited for. Without one a container may leave
 	// processes, which hold its streams open.
 	if !hasNamespace(r.spec, specs.PIDNamespace) {
@@ -315,6 +319,7 @@ func (c *Container) monitor(r *run) {
 	close(r.ended)
 
 	errs = append(errs, <-removed)
+	crashpoint.At("end: cgroup gone")
 	if st.Spec.AutoRemove {
 		// Under the lock: it tells Check that the container is being removed.
 		_, unlock, err := c.lock(ctx)

@@ -111,7 +111,9 @@ func (e *Engine) removeState(id string) error {
 		return err
 	}
 	crashpoint.At("discard: container out of sight")
-	return os.RemoveAll(removing)
+	err := os.RemoveAll(removing)
+	crashpoint.At("discard: container gone")
+	return err
 }
 
 func (e *Engine) containerDir(id string) string { return filepath.Join(e.containersDir(), id) }

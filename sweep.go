@@ -59,6 +59,7 @@ func (e *Engine) sweep(ctx context.Context) error {
 		if err := os.Remove(o.file.Name()); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
+		crashpoint.At("sweep: an owner is gone")
 	}
 	if booted {
 		return statefile.Write(e.root, "boot.json", bootRecord{ID: bootID()})
@@ -108,6 +109,7 @@ func (e *Engine) sweepContainers(ctx context.Context, dead []*owner, booted bool
 				if err := os.RemoveAll(filepath.Join(e.containersDir(), entry.Name())); err != nil {
 					return err
 				}
+				crashpoint.At("sweep: a half-made container is gone")
 			}
 			continue
 		}
@@ -163,7 +165,9 @@ func (e *Engine) sweepContainer(ctx context.Context, id string, gone func(owner 
 		}
 	}
 	// Whoever was starting it may have been killed before that was noted. Nobody is now: we hold the lock.
-	return e.removeGroup(ctx, id)
+	err = e.removeGroup(ctx, id)
+	crashpoint.At("sweep: a container is done")
+	return err
 }
 
 // sweepOrphans removes names, snapshots and cgroups whose container has no directory any more: see state.go for the
@@ -183,6 +187,7 @@ func (e *Engine) sweepOrphans(ctx context.Context) error {
 			if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return err
 			}
+			crashpoint.At("sweep: a name is gone")
 		}
 	}
 	snapshots, err := e.store.Snapshots()
@@ -196,6 +201,7 @@ func (e *Engine) sweepOrphans(ctx context.Context) error {
 		if err := e.store.RemoveSnapshot(ctx, id); err != nil {
 			return err
 		}
+		crashpoint.At("sweep: a snapshot is gone")
 	}
 	groups, err := e.cgroups.Names()
 	if err != nil {
@@ -207,6 +213,7 @@ func (e *Engine) sweepOrphans(ctx context.Context) error {
 			if err := e.removeGroup(ctx, id); err != nil {
 				return err
 			}
+			crashpoint.At("sweep: a cgroup is gone")
 		}
 	}
 	return nil

@@ -11,6 +11,8 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/coracle-dev/coracle/internal/crashpoint"
 )
 
 // Group is the cgroup of one container: a directory of the same name in each hierarchy. It holds no resources of this
@@ -53,11 +55,13 @@ func (h *Hierarchy) Create(name string, r *specs.LinuxResources) (*Group, error)
 			return nil, fmt.Errorf("cgroup: create group: %w", &fs.PathError{Op: "mkdir", Path: path.Join(t.where(), name), Err: err})
 		}
 		g.none = false
+		crashpoint.At("cgroup: directory made")
 	}
 	if err := g.set(r, true); err != nil {
 		g.rollback(h.trees)
 		return nil, err
 	}
+	crashpoint.At("cgroup: limits set")
 	return g, nil
 }
 
@@ -184,6 +188,7 @@ func (g *Group) Remove(ctx context.Context) error {
 			}
 			errs = append(errs, err)
 		}
+		crashpoint.At("cgroup: directory gone")
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("cgroup: remove group: %w", err)

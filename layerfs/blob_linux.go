@@ -15,6 +15,8 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
+
+	"github.com/coracle-dev/coracle/internal/crashpoint"
 )
 
 // blobName checks a digest and returns its file name under blobs/sha256. Nothing but 64 hex digits is ever used as a
@@ -123,9 +125,11 @@ func (s *Store) writeBlob(ctx context.Context, name string, desc ocispec.Descrip
 	if err := f.Sync(); err != nil {
 		return err
 	}
+	crashpoint.At("blob: written")
 	if err := unix.Renameat(t.fd, "blob", s.blobsFD, name); err != nil {
 		return fmt.Errorf("rename: %w", err)
 	}
+	crashpoint.At("blob: in sight")
 	return syncDir(s.blobsFD)
 }
 

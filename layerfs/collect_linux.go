@@ -179,6 +179,7 @@ func (s *Store) collectStacks(t *tempDir, c *Collection, used map[string]bool) e
 			if err := unix.Unlinkat(s.stacksFD, id, 0); err != nil && err != unix.ENOENT {
 				return &fs.PathError{Op: "unlink", Path: "stacks/" + id, Err: err}
 			}
+			crashpoint.At("collect: a list of layers is gone")
 		}
 	}
 	return nil
@@ -238,6 +239,7 @@ func (s *Store) collectDamaged(t *tempDir, inSnapshots map[string]bool) error {
 		if err := unix.Renameat(s.damagedFD, name, t.fd, "damaged-"+name); err != nil && err != unix.ENOENT {
 			return &fs.PathError{Op: "rename", Path: "damaged/" + name, Err: err}
 		}
+		crashpoint.At("collect: what was set aside is out of sight")
 	}
 	return nil
 }

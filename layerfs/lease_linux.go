@@ -179,6 +179,7 @@ func (l *Lease) Release() {
 		// By path: the store's descriptors may be closed.
 		_ = os.Remove(l.s.dir + "/leases/" + l.name)
 		unix.Close(l.fd)
+		crashpoint.At("lease: released")
 	})
 }
 

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/coracle-dev/coracle/internal/crashpoint"
 	"github.com/coracle-dev/coracle/internal/lockorder"
 )
 
@@ -35,6 +36,7 @@ func lockFile(ctx context.Context, rank lockorder.Rank, dirFD int, name string, 
 		return nil, fmt.Errorf("lock %s: %w", name, err)
 	}
 	l.released = lockorder.Taken(rank, name)
+	crashpoint.At("lock: taken")
 	return l, nil
 }
 
@@ -94,6 +96,7 @@ func (l *fileLock) release() {
 		_ = unix.Unlinkat(l.dirFD, l.name, 0)
 	}
 	unix.Close(l.fd)
+	crashpoint.At("lock: released")
 }
 
 func flock(fd, how int) error {

@@ -6,6 +6,8 @@ import (
 	"strconv"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/coracle-dev/coracle/internal/crashpoint"
 )
 
 // removeDepth is how many directories removeTree has open at once. What lies deeper is moved up first: containers can
@@ -95,6 +97,7 @@ func (r *remover) empty(fd, depth int) error {
 		}
 		// A directory that changes while it is read may have skipped entries.
 		if removed == 0 {
+			crashpoint.At("remove: directory emptied")
 			return nil
 		}
 	}

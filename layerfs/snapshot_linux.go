@@ -82,7 +82,12 @@ func (s *Store) stackFor(layers []Layer) (*stack, error) {
 	if err == nil || !errors.Is(err, fs.ErrNotExist) {
 		return st, err
 	}
-	st = &stack{Version: recordVersion, Root: RootAttr{Mode: 0o755}} // where no layer says anything
+	return s.makeStack(id, layers)
+}
+
+// makeStack writes the stack of some layers, in the place of one that is damaged. It is called with stacksMu held.
+func (s *Store) makeStack(id string, layers []Layer) (*stack, error) {
+	st := &stack{Version: recordVersion, Root: RootAttr{Mode: 0o755}} // where no layer says anything
 	// The topmost of two equal layers counts: what the lower one has it has too. Overlay refuses a directory twice.
 	seen := make(map[string]bool)
 	for i := len(layers) - 1; i >= 0; i-- {
@@ -105,6 +110,7 @@ func (s *Store) stackFor(layers []Layer) (*stack, error) {
 			break
 		}
 	}
+	var err error
 	if st.Keys, err = s.visible(st.Keys); err != nil {
 		return nil, err
 	}
@@ -132,6 +138,7 @@ func (s *Store) writeStack(id string, data []byte) error {
 	if err := unix.Renameat(t.fd, "stack", s.stacksFD, id); err != nil {
 		return &fs.PathError{Op: "rename", Path: "stacks/" + id, Err: err}
 	}
+	crashpoint.At("snapshot: list of layers in sight")
 	return syncDir(s.stacksFD)
 }
 
@@ -243,7 +250,8 @@ func (n *Snapshot) snapshotDir(dir int) *SnapshotDir {
 		UserXattrs: n.s.userXattrs, Volatile: n.volatile}
 }
 
-// OpenSnapshot finds a snapshot by id. One that does not exist, or was never completed, is fs.ErrNotExist.
+// OpenSnapshot finds a snapshot by id. One that does not exist, or was never completed, is fs.ErrNotExist; one whose list
+// of layers is gone or damaged is ErrCorrupt, see [Store.RepairSnapshot].
 func (s *Store) OpenSnapshot(id string) (*Snapshot, error) {
 	if err := s.enter(); err != nil {
 		return nil, err
@@ -263,6 +271,9 @@ func (s *Store) OpenSnapshot(id string) (*Snapshot, error) {
 	s.stacksMu.Lock()
 	st, err := s.loadStack(stackID)
 	s.stacksMu.Unlock()
+	if errors.Is(err, fs.ErrNotExist) {
+		err = fmt.Errorf("%w: its list of layers, stacks/%s, is gone", ErrCorrupt, stackID) // the snapshot is not
+	}
 	if err != nil {
 		return nil, fmt.Errorf("layerfs: open snapshot %s: %w", id, err)
 	}

@@ -216,6 +216,7 @@ func (s *Store) create(userXattrs bool) error {
 		if err := unix.Mkdirat(s.rootFD, d, 0o700); err != nil && err != unix.EEXIST {
 			return fmt.Errorf("mkdir %s: %w", d, err)
 		}
+		crashpoint.At("store: directory made")
 	}
 	// "empty" is a lower directory of snapshots without layers: its mode shows nowhere.
 	flavour := "trusted"
@@ -328,6 +329,7 @@ func (s *Store) newTemp() (*tempDir, error) {
 		} else if err != nil {
 			return nil, fmt.Errorf("make temporary directory in %s/tmp: %w", s.dir, err)
 		}
+		crashpoint.At("temporary directory: made")
 		fd, err := openDir(s.tmpFD, name)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // a sweeper was faster
@@ -349,6 +351,7 @@ func (t *tempDir) remove() {
 		t.s.log.Warn("removing a temporary directory: the next open tries again", "dir", t.path(), "error", err)
 	}
 	unix.Close(t.fd)
+	crashpoint.At("temporary directory: gone")
 }
 
 // sweep removes temporary directories, leases and lock files whose owner is dead.
@@ -376,7 +379,15 @@ func (s *Store) sweep() error {
 		for _, n := range names {
 			if l, err := tryLockFile(dir, n, false); err == nil && l != nil {
 				l.release()
+				crashpoint.At("sweep: a lock or lease is gone")
 			}
+		}
+	}
+	if unix.Faccessat(s.rootFD, "index.json.new", unix.F_OK, 0) == nil {
+		if l, err := tryLockFile(s.locksFD, "index", false); err == nil && l != nil {
+			errs = append(errs, removeTree(s.rootFD, "index.json.new")) // nobody is writing it
+			l.release()
+			crashpoint.At("sweep: a half-written index is gone")
 		}
 	}
 	return errors.Join(errs...)

@@ -9,6 +9,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/coracle-dev/coracle/internal/crashpoint"
 )
 
 // trash removes snapshots behind the caller's back: deleting five directories costs a disk filesystem more than
@@ -55,6 +57,7 @@ func (s *Store) takeSpare(target, id string) (bool, error) {
 	}
 	last := spares[len(spares)-1]
 	err := unix.Renameat2(t.dir.fd, last, s.snapsFD, id, unix.RENAME_NOREPLACE)
+	crashpoint.At("snapshot: spare taken")
 	if err == unix.EEXIST {
 		return false, &fs.PathError{Op: "rename", Path: "snapshots/" + id, Err: err}
 	}
@@ -122,6 +125,7 @@ func (s *Store) discard(id string) error {
 	if err := unix.Renameat(s.snapsFD, id, t.dir.fd, name); err != nil {
 		return &fs.PathError{Op: "rename", Path: "snapshots/" + id, Err: err}
 	}
+	crashpoint.At("trash: snapshot out of sight")
 	t.queue = append(t.queue, name)
 	if !t.running {
 		t.running = true
@@ -160,6 +164,7 @@ func (s *Store) emptyOne(name string) error {
 		st := s.stacks[stackID]
 		s.stacksMu.Unlock()
 		if s.keepSpare(name, target, st) {
+			crashpoint.At("trash: snapshot kept as a spare")
 			return nil
 		}
 	}
@@ -170,7 +175,9 @@ func (s *Store) emptyOne(name string) error {
 			UserXattrs: s.userXattrs, Volatile: len(target) > 0 && target[0] == 'v'})
 		unix.Close(dir)
 	}
-	return errors.Join(err, removeTree(at, name))
+	err = errors.Join(err, removeTree(at, name))
+	crashpoint.At("trash: snapshot gone")
+	return err
 }
 
 // waitTrash returns when all that was discarded is gone.

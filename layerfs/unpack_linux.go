@@ -349,6 +349,7 @@ func (u *unpacking) run(ctx context.Context) (l Layer, stored bool, err error) {
 		return Layer{}, false, err
 	}
 	defer unix.Close(root)
+	crashpoint.At("unpack: directory made")
 
 	blob, err := s.openBlob(u.spec.Descriptor.Digest)
 	stored = err == nil
@@ -366,6 +367,7 @@ func (u *unpacking) run(ctx context.Context) (l Layer, stored bool, err error) {
 	if err != nil {
 		return Layer{}, stored, err
 	}
+	crashpoint.At("unpack: archive applied")
 	fetched := blob
 	if stored {
 		fetched = nil

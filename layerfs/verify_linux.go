@@ -402,12 +402,9 @@ func (s *Store) RepairSnapshot(id string, layers []Layer) error {
 		return nil
 	}
 	s.stacksMu.Lock()
+	defer s.stacksMu.Unlock()
 	delete(s.stacks, stackID)
-	s.stacksMu.Unlock()
-	if err := unix.Unlinkat(s.stacksFD, stackID, 0); err != nil && err != unix.ENOENT {
-		return fail(err)
-	}
-	if _, err := s.stackFor(layers); err != nil {
+	if _, err := s.makeStack(stackID, layers); err != nil {
 		return fail(err)
 	}
 	return nil

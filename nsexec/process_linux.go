@@ -16,6 +16,8 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/coracle-dev/coracle/internal/crashpoint"
 )
 
 // Start starts the program and returns when its execve has succeeded. The process is attached: it ends with the
@@ -62,6 +64,7 @@ func (l *Launcher) Start(ctx context.Context, prog *Program, stdio *Stdio) (*Pro
 		ends.closeOurs()
 		return nil, err
 	}
+	crashpoint.At("start: guard forked")
 	ends.closeTheirs()
 	p := &Process{guard: guard, report: ends.report, done: make(chan struct{})}
 	stop := context.AfterFunc(ctx, func() {

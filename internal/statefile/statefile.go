@@ -8,6 +8,8 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+
+	"github.com/coracle-dev/coracle/internal/crashpoint"
 )
 
 // Max is the largest file that Read accepts, in bytes.
@@ -63,10 +65,12 @@ func WriteBytes(dir, name string, b []byte) error {
 		os.Remove(path + ".new")
 		return err
 	}
+	crashpoint.At("write " + name + ": written")
 	if err := os.Rename(path+".new", path); err != nil {
 		os.Remove(path + ".new")
 		return err
 	}
+	crashpoint.At("write " + name + ": renamed")
 	return nil
 }
 
