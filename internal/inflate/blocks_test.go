@@ -43,8 +43,9 @@ func readAll(r io.Reader) ([]byte, error) {
 
 // readChunks uses two buffers by turns, as a ring of them does, and spoils the one that no longer counts.
 func readChunks(r io.Reader, size int) (all []byte, err error) {
-	z, err := inflate.NewReader(r)
-	if err != nil {
+	z := readers.Get().(*inflate.Reader)
+	defer readers.Put(z)
+	if err := z.Reset(r); err != nil {
 		return nil, err
 	}
 	cur, prev := make([]byte, size), make([]byte, size)
@@ -60,7 +61,7 @@ func readChunks(r io.Reader, size int) (all []byte, err error) {
 			return all, errors.New("no bytes and no error")
 		}
 		cur, prev = prev, cur
-		clear(cur)
+		clear(cur[inflate.History-16 : min(len(cur), inflate.History+1<<10)])
 	}
 }
 

@@ -75,7 +75,7 @@ func (z *Reader) decodeFast() (end bool, err error) {
 			if e&flagSub != 0 {
 				b >>= litBits
 				n -= litBits
-				e = t.lit[(e>>subShift&subMask+uint32(b)&(1<<(e>>8&63)-1))&(litTable-1)]
+				e = t.lit[(e>>subShift&subMask+uint32(b)&(1<<(e>>8&31)-1))&(litTable-1)]
 				if e&flagLit != 0 {
 					b >>= e & 63
 					n -= uint64(e)
@@ -96,7 +96,7 @@ func (z *Reader) decodeFast() (end bool, err error) {
 			}
 		}
 		{
-			length := int(e>>lenBaseShift&lenBaseMask) + int(uint32(b>>(e>>8&63))&(e>>lenMaskShift&31))
+			length := int(e>>lenBaseShift) + int(uint32(b>>(e>>8&63))&(e>>lenMaskShift&31))
 			b >>= e & 63
 			n -= uint64(e)
 			d := t.dist[b&(1<<distBits-1)]
@@ -197,7 +197,7 @@ func (z *Reader) decodeSlow() (end, more bool, err error) {
 			z.consume(used)
 			return true, false, nil
 		}
-		length := int(e>>lenBaseShift&lenBaseMask) + int(uint32(b>>(e>>8&63))&(e>>lenMaskShift&31))
+		length := int(e>>lenBaseShift) + int(uint32(b>>(e>>8&63))&(e>>lenMaskShift&31))
 		b >>= e & 63
 		d := t.dist[b&(1<<distBits-1)]
 		if d&distSub != 0 {

@@ -176,8 +176,8 @@ func (s *shyReader) Read(p []byte) (int, error) {
 }
 
 func TestSources(t *testing.T) {
-	data := noise(4, 300000)
-	copy(data[100000:], data[80000:150000])
+	data := noise(4, 150000)
+	copy(data[100000:], data[80000:])
 	stream := cat(compress(t, data, 6), compress(t, data, 1))
 	want := cat(data, data)
 	for _, tc := range []struct {

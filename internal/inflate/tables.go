@@ -27,7 +27,7 @@ const (
 //	bits  0-5   bits to consume, extra bits included
 //	bits  8-15  the literal                                        when flagLit is set
 //	bits  8-13  length of the code alone
-//	bits 14-18  mask of the extra bits, 19-27 the length without them
+//	bits 14-18  mask of the extra bits, 19-27 the length without them, and nothing above
 //	bits  8-13  bits of the second level, 16-27 where it begins    when flagSub is set
 //
 // Only the low six bits of a bit count ever matter, so the loop subtracts whole entries from it.
@@ -41,7 +41,6 @@ const (
 
 	lenMaskShift = 14
 	lenBaseShift = 19
-	lenBaseMask  = 0x1ff
 	subShift     = 16
 	subMask      = 0xfff
 )
