@@ -10,8 +10,11 @@ import (
 // GroupPrefix is how the names of an engine's cgroups begin.
 func (e *Engine) GroupPrefix() string { return e.groupPrefix() }
 
-// layers returns the unpacked layers of an image.
-func (i *Image) layers(context.Context) ([]layerfs.Layer, error) {
+// layers returns the layers of an image, unpacking from their blobs what is not.
+func (i *Image) layers(ctx context.Context) ([]layerfs.Layer, error) {
+	if err := i.unpackHere(ctx); err != nil {
+		return nil, err
+	}
 	return i.eng.store.Layers(i.config.RootFS.DiffIDs)
 }
 
