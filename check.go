@@ -1,13 +1,10 @@
 package coracle
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
-	"path/filepath"
 	"slices"
 	"syscall"
 
@@ -310,142 +307,6 @@ func (c *checker) layer(l layerfs.Layer, spec layerfs.LayerSpec, names []string)
 	return false, nil
 }
 
-// containers verifies their records, names and snapshots.
-func (c *checker) containers() error {
-	e := c.eng
-	c.users = make(map[string][]string)
-	ids, err := e.containerIDs()
-	if err != nil {
-		return err
-	}
-	known := make(map[string]bool)
-	for _, id := range ids {
-		known[id] = true
-		c.report.Containers++
-		st, err := e.readState(id)
-		if errors.Is(err, fs.ErrNotExist) {
-			if _, statErr := os.Lstat(e.containerDir(id)); errors.Is(statErr, fs.ErrNotExist) {
-				continue // removed meanwhile
-			}
-		}
-		if err != nil {
-			c.add(&Damage{Kind: DamagedContainer, Name: id, Err: corrupt(err)})
-			continue
-		}
-		for _, l := range st.Layers {
-			c.users[l.Key] = append(c.users[l.Key], st.Name)
-		}
-		c.report.Snapshots++
-		if err := e.store.VerifySnapshot(id); err != nil {
-			if stays, stErr := c.stays(func() bool { return !c.unfinished(id) }); stErr != nil {
-				return stErr
-			} else if !stays {
-				continue
-			}
-			c.add(&Damage{Kind: DamagedSnapshot, Name: id, Containers: []string{st.Name}, Err: corrupt(err),
-				fix: func(ctx context.Context) error { return e.repairSnapshot(ctx, id) }})
-		}
-	}
-	snapshots, err := e.store.Snapshots()
-	if err != nil {
-		return err
-	}
-	for _, id := range snapshots {
-		if _, err := os.Lstat(e.containerDir(id)); known[id] || err == nil {
-			continue
-		}
-		stays, err := c.stays(func() bool {
-			now, err := e.store.Snapshots()
-			return err == nil && slices.Contains(now, id)
-		})
-		if err != nil {
-			return err
-		}
-		if stays {
-			c.report.Snapshots++
-			c.add(&Damage{Kind: DamagedSnapshot, Name: id, Err: fmt.Errorf("%w: it belongs to no container", ErrCorrupt),
-				fix: func(ctx context.Context) error { return e.store.RemoveSnapshot(ctx, id) }})
-		}
-	}
-	return c.names()
-}
-
-// stays says whether what looks like damage is still there after what dead engines left was swept: they may be killed
-// at any moment of the check, and what they leave is no damage. A killed process gives up its locks one after the other,
-// so that it is asked for more than once.
-func (c *checker) stays(damaged func() bool) (bool, error) {
-	for range 3 {
-		if err := c.eng.sweep(c.ctx); err != nil {
-			return false, err
-		}
-		if !damaged() {
-			return false, nil
-		}
-	}
-	return true, nil
-}
-
-// unfinished says whether a container is being made or removed by an engine that is alive, or is gone by now.
-func (c *checker) unfinished(id string) bool {
-	st, err := c.eng.readState(id)
-	if err != nil {
-		return errors.Is(err, fs.ErrNotExist)
-	}
-	ct := &Container{eng: c.eng, id: id, name: st.Name}
-	st, unlock, err := ct.lock(c.ctx) // whoever removes it holds this
-	if err != nil {
-		return true
-	}
-	unlock()
-	// Whoever makes it is its owner, and does not hold the lock.
-	_, err = c.eng.store.OpenSnapshot(id)
-	return errors.Is(err, fs.ErrNotExist) && st.Status == StatusCreated && c.eng.ownerAlive(st.Owner) || c.eng.store.VerifySnapshot(id) == nil
-}
-
-func (c *checker) names() error {
-	e := c.eng
-	entries, err := os.ReadDir(e.namesDir())
-	if err != nil {
-		return err
-	}
-	for _, entry := range entries {
-		path := filepath.Join(e.namesDir(), entry.Name())
-		id, err := os.Readlink(path)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err == nil && validID(id) {
-			if _, err = os.Lstat(e.containerDir(id)); err == nil {
-				continue
-			}
-			stays, err := c.stays(func() bool {
-				now, err := os.Readlink(path)
-				return err == nil && now == id
-			})
-			if err != nil {
-				return err
-			}
-			if !stays {
-				continue // it was being removed
-			}
-		}
-		c.add(&Damage{Kind: DamagedName, Name: entry.Name(), Err: fmt.Errorf("%w: it leads to no container", ErrCorrupt),
-			fix: func(context.Context) error { return removeStale(path, id) }})
-	}
-	return nil
-}
-
-// removeStale removes a name if it still leads to the id.
-func removeStale(path, id string) error {
-	if now, err := os.Readlink(path); err == nil && now != id {
-		return nil
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return nil
-}
-
 // rest verifies what no image of the index needs: blobs and layers of failed pulls, and of containers whose image was
 // removed.
 func (c *checker) rest() error {
@@ -514,28 +375,3 @@ func (c *checker) again(key string) error {
 
 // nothingMore is the repair of what is good riddance.
 func nothingMore(context.Context) error { return nil }
-
-// rebuildIndex makes a new index of all manifests in the store. The names are lost.
-func (e *Engine) rebuildIndex(ctx context.Context) error {
-	blobs, _, err := e.store.Sizes()
-	if err != nil {
-		return err
-	}
-	var found []ocispec.Descriptor
-	for d, size := range blobs {
-		if size > maxManifest {
-			continue
-		}
-		desc := ocispec.Descriptor{Digest: d, Size: size}
-		data, err := e.store.ReadBlob(ctx, desc, maxManifest)
-		if err != nil || !bytes.HasPrefix(bytes.TrimSpace(data), []byte("{")) {
-			continue
-		}
-		if doc, err := parseManifest("", data); err == nil && doc.Manifest != nil {
-			desc.MediaType = doc.MediaType
-			found = append(found, desc)
-		}
-	}
-	slices.SortFunc(found, func(a, b ocispec.Descriptor) int { return bytes.Compare([]byte(a.Digest), []byte(b.Digest)) })
-	return e.store.ReplaceIndex(ctx, found)
-}

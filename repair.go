@@ -1,6 +1,7 @@
 package coracle
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -303,4 +304,29 @@ func (e *Engine) removeDamaged(ctx context.Context, id string) error {
 		}
 	}
 	return nil
+}
+
+// rebuildIndex makes a new index of all manifests in the store. The names are lost.
+func (e *Engine) rebuildIndex(ctx context.Context) error {
+	blobs, _, err := e.store.Sizes()
+	if err != nil {
+		return err
+	}
+	var found []ocispec.Descriptor
+	for d, size := range blobs {
+		if size > maxManifest {
+			continue
+		}
+		desc := ocispec.Descriptor{Digest: d, Size: size}
+		data, err := e.store.ReadBlob(ctx, desc, maxManifest)
+		if err != nil || !bytes.HasPrefix(bytes.TrimSpace(data), []byte("{")) {
+			continue
+		}
+		if doc, err := parseManifest("", data); err == nil && doc.Manifest != nil {
+			desc.MediaType = doc.MediaType
+			found = append(found, desc)
+		}
+	}
+	slices.SortFunc(found, func(a, b ocispec.Descriptor) int { return bytes.Compare([]byte(a.Digest), []byte(b.Digest)) })
+	return e.store.ReplaceIndex(ctx, found)
 }
