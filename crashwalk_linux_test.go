@@ -604,7 +604,7 @@ func TestCrashWalk(t *testing.T) {
 				steps.Add(int32(len(all)))
 				chosen := cuts(all)
 				for i, step := range chosen {
-					if testing.Short() && i%5 != 0 {
+					if testutil.Short() && i%5 != 0 {
 						continue
 					}
 					t.Run(step, func(t *testing.T) { k.cut(t, step) })
@@ -615,7 +615,7 @@ func TestCrashWalk(t *testing.T) {
 			})
 		}
 	})
-	if !testing.Short() && int(kills.Load()) < 20*len(walkScenarios) {
+	if !testutil.Short() && int(kills.Load()) < 20*len(walkScenarios) {
 		t.Errorf("%d kills: most programs did not come to their steps", kills.Load())
 	}
 	t.Logf("%d scenarios, %d steps, %d kills, in %v", len(walkScenarios), steps.Load(), kills.Load(), time.Since(begin).Round(time.Second))

@@ -131,7 +131,7 @@ func TestUnpackLimitsReachLayers(t *testing.T) {
 		"Header":    {layerfs.Limits{Header: 10}, registrytest.NewLayer(ocispec.MediaTypeImageLayerGzip, hostile.Cat(hostile.Extended("comment", "longer than this"), file(1)))},
 		"Window":    {layerfs.Limits{Window: 1 << 20}, rawLayer(file(1), hostile.WindowFrame(21, file(1)))},
 	}
-	if !testing.Short() {
+	if !testutil.Short() {
 		// The gigabyte that is free comes out before the ratio counts.
 		blob := hostile.ZstdZeros(1100 << 20)
 		layer := rawLayer(nil, blob.Data)
@@ -256,7 +256,7 @@ func TestHostileFileSystems(t *testing.T) {
 func TestImageOfAThousandLayers(t *testing.T) {
 	testutil.RequireRoot(t)
 	n := maxImageLayers
-	if testing.Short() {
+	if testutil.Short() {
 		n = 200
 	}
 	a, b := registrytest.RandomLayer(1, ocispec.MediaTypeImageLayerGzip, 1000), registrytest.RandomLayer(2, ocispec.MediaTypeImageLayer, 1000)

@@ -57,7 +57,7 @@ func TestModel(t *testing.T) {
 	}
 	ops, kills := modelOps, modelKills
 	seeds := savedSeeds(t)
-	if testing.Short() {
+	if testutil.Short() {
 		seeds, ops, kills = seeds[:1], 200, 6
 	}
 	if s := os.Getenv(modelSeedEnv); s != "" {

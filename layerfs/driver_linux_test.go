@@ -18,7 +18,7 @@ func TestDrivers(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, way := range ways {
-		if testing.Short() && way != "auto" {
+		if testutil.Short() && way != "auto" {
 			continue
 		}
 		t.Run("overlay, "+way, func(t *testing.T) {
@@ -30,7 +30,7 @@ func TestDrivers(t *testing.T) {
 		})
 	}
 	t.Run("overlay with user attributes", func(t *testing.T) {
-		if testing.Short() {
+		if testutil.Short() {
 			t.Skip("-short: much the same")
 		}
 		layerfstest.Run(t, layerfs.BuiltinDriver("overlay"), &layerfstest.Options{UserXattrs: true})

@@ -102,10 +102,10 @@ func TestFilesystems(t *testing.T) {
 	for _, f := range filesystems {
 		t.Run(f.name, func(t *testing.T) {
 			if os.Getenv(fsDirEnv) == "" {
-				if testing.Short() && f.name == "ext4" {
+				if testutil.Short() && f.name == "ext4" {
 					t.Skip("-short: TestDrivers is much the same")
 				}
-				out, err := f.child(t, "-test.run=^TestFilesystems$/^"+f.name+"$", "-test.v", fmt.Sprintf("-test.short=%v", testing.Short())).CombinedOutput()
+				out, err := f.child(t, "-test.run=^TestFilesystems$/^"+f.name+"$", "-test.v", fmt.Sprintf("-test.short=%v", testutil.Short())).CombinedOutput()
 				if err != nil {
 					t.Fatalf("%v\n%s", err, out)
 				}

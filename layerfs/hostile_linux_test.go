@@ -218,7 +218,7 @@ func TestHostileStacks(t *testing.T) {
 func TestHostileStreams(t *testing.T) {
 	archive := makeTar(t, own(ent{name: "dir/"}, ent{name: "dir/file", data: strings.Repeat("content ", 1<<15)})...)
 	n := 1_000_000
-	if testing.Short() {
+	if testutil.Short() {
 		n = 10_000
 	}
 	for _, c := range hostile.Streams(archive, n) {
@@ -360,7 +360,7 @@ func TestBombs(t *testing.T) {
 func TestAMillionEntries(t *testing.T) {
 	testutil.RequireRoot(t)
 	n := 1_000_000
-	if testing.Short() {
+	if testutil.Short() {
 		n = 50_000
 	}
 	for _, a := range hostile.Bombs(n) {

@@ -120,7 +120,7 @@ func TestCVE_2021_20291_EveryCutEnds(t *testing.T) {
 	archive := makeTar(t, own(ent{name: "d/"}, ent{name: "d/" + strings.Repeat("long", 60), data: strings.Repeat("x", 700)}, ent{name: "l", kind: tar.TypeSymlink, link: "d"},
 		ent{name: "h", kind: tar.TypeLink, link: "l"}, ent{name: ".wh.gone"})...)
 	step := 171
-	if testing.Short() {
+	if testutil.Short() {
 		step = 1000
 	}
 	forms := map[string][]byte{"plain": archive, "gzip": gz(t, archive), "zstd": zst(t, archive)}

@@ -41,7 +41,7 @@ func TestMain(m *testing.M) {
 	flag.Parse()
 	if skip := flag.Lookup("test.skip"); os.Geteuid() != 0 && skip != nil && skip.Value.String() == "" {
 		fmt.Println("examples that mount are skipped: they need root")
-		flag.Set("test.skip", "^Example(Snapshot|MountOptions|SnapshotOptions)$")
+		flag.Set("test.skip", "^Example(Snapshot|MountOptions|SnapshotOptions|Hold)$")
 	}
 	lockorder.Enforce(func(violation string) { panic(violation) })
 	code := testutil.LeakCheck(m)

@@ -37,3 +37,7 @@ func NotInVM(t testing.TB, reason string) {
 		t.Skip("in the virtual machine: " + reason)
 	}
 }
+
+// Short reports whether tests that take minutes are to do less: with -short, and in the emulated machine, where all takes
+// ten times as long.
+func Short() bool { return testing.Short() || os.Getenv("CORACLE_TEST_VM") != "" }
