@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"testing"
 	"testing/fstest"
+	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -95,15 +96,17 @@ func init() {
 			state: hasContainers("auto"), legal: []string{""}},
 		"start": {root: "tool", before: create("obey", obey), act: start("obey"),
 			state: hasContainers("obey"), legal: []string{"", "obey created", "obey exited"}, end: "obey exited"},
+		"start-nobodys": {root: "stopped", beside: true, before: create("obey", obey), act: start("obey"),
+			state: hasContainers("obey"), legal: []string{"", "obey created", "obey exited"}, end: "obey exited"},
 		"stop": {root: "tool", before: started("obey"), act: stop("obey"),
 			state: hasContainers("obey"), legal: []string{"", "obey exited"}, end: "obey exited"},
 		"remove-created": {root: "small", beside: true, before: create("box", coracle.ContainerSpec{Image: "small"}), act: drop("box"),
 			state: hasContainers("box"), legal: []string{"", "box created"}},
 		"remove-exited":  {root: "tool", before: ended("box"), act: drop("box"), state: hasContainers("box"), legal: []string{"", "box exited"}},
-		"remove-running": {root: "tool", before: started("box"), act: drop("box"), state: hasContainers("box"), legal: []string{"", "box exited"}},
-		"prune-containers": {root: "tool", before: both(create("one", obey), create("two", obey), ended("three")), act: pruneContainers,
+		"remove-running": {root: "tool", timing: true, before: started("box"), act: drop("box"), state: hasContainers("box"), legal: []string{"", "box exited"}},
+		"prune-containers": {root: "tool", timing: true, before: both(create("one", obey), create("two", obey), ended("three")), act: pruneContainers,
 			state: hasContainers("one", "two", "three"), legal: []string{"", "one created", "two created", "three exited", "one created two created", "one created three exited", "two created three exited", "one created two created three exited"}},
-		"close": {root: "tool", before: both(started("one"), started("two"), create("three", obey), runningAuto), act: func(*walkWorld) error { return nil },
+		"close": {root: "tool", timing: true, before: both(started("one"), started("two"), create("three", obey), runningAuto), act: func(*walkWorld) error { return nil },
 			state: hasContainers("one", "two", "three", "auto"), legal: []string{"three created", "one exited three created", "two exited three created", "one exited two exited three created"}, end: "one exited two exited three created"},
 		"sweep": {root: "tool", messy: true, opens: true, act: (*walkWorld).reopen, state: containers,
 			legal: []string{"created created, exited exited, removing created, starting created, starting2 created"}, end: "created created, exited exited, removing created, starting created, starting2 created"},
@@ -177,6 +180,10 @@ func prepareRoots(t *testing.T, dir string, reg *registrytest.Registry) map[stri
 	root("tool", func(w *walkWorld) error {
 		toolImage(t, w.eng, nil)
 		return nil
+	})
+	root("stopped", func(w *walkWorld) error {
+		toolImage(t, w.eng, nil)
+		return create("obey", obey)(w)
 	})
 	broken("old", "small", func(root string) {
 		replace(root+"/store/format", `{"version":1,"xattrs":"trusted"}`)
@@ -320,17 +327,10 @@ func removeImage(name string) func(*walkWorld) error {
 
 func pruneImages(w *walkWorld) error {
 	_, err := w.eng.PruneImages(w.ctx, &coracle.ImagePruneOptions{All: true})
-	if err != nil {
-		return err
-	}
-	usage, err := w.eng.DiskUsage(w.ctx)
-	if err == nil && usage.Unused > 0 {
-		err = fmt.Errorf("%d bytes are left that nobody needs", usage.Unused)
-	}
 	return err
 }
 
-// pruned tells whether only the image of the container is left.
+// pruned tells whether only the image of the container is left, and nothing that nobody needs.
 func pruned(w *walkWorld) (string, error) {
 	list, err := w.eng.Images(w.ctx)
 	if err != nil {
@@ -339,13 +339,15 @@ func pruned(w *walkWorld) (string, error) {
 	if !slices.ContainsFunc(list, func(i *coracle.Image) bool { return i.Ref() == w.ref("moving:latest") }) {
 		return "the image of the container is gone", nil
 	}
-	if len(list) > 1 {
-		return "some", nil
+	usage, err := w.eng.DiskUsage(w.ctx)
+	if err != nil || len(list) > 1 || usage.Unused > 0 {
+		return "some", err
 	}
 	return "kept", nil
 }
 
-var obey = coracle.ContainerSpec{Image: "tool", Args: []string{"obey"}}
+// obey may not have come to its signal handler when it is stopped, and is not waited for long.
+var obey = coracle.ContainerSpec{Image: "tool", Args: []string{"obey"}, StopTimeout: 20 * time.Millisecond}
 
 // create makes a container unless it is there.
 func create(name string, spec coracle.ContainerSpec) func(*walkWorld) error {

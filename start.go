@@ -119,7 +119,7 @@ func (c *Container) launch(ctx context.Context, st *containerState) (_ *run, err
 	// to change the spec, its limits are not known before.
 	var group *pendingGroup
 	if st.Spec.Customize == nil {
-		group = e.beginGroup(st, spec)
+		group = e.beginGroup(ctx, st, spec)
 	}
 	defer func() {
 		if err != nil && group != nil {
@@ -146,7 +146,7 @@ func (c *Container) launch(ctx context.Context, st *containerState) (_ *run, err
 		if spec.Linux == nil || spec.Process == nil {
 			return nil, fmt.Errorf("%w: customize: the spec has lost its process or linux section", ErrInvalid)
 		}
-		group = e.beginGroup(st, spec)
+		group = e.beginGroup(ctx, st, spec)
 	}
 	join, err := group.join()
 	if err != nil {
@@ -195,11 +195,17 @@ type pendingGroup struct {
 }
 
 // beginGroup begins to make the container's cgroup and to open what joins it.
-func (e *Engine) beginGroup(st *containerState, spec *specs.Spec) *pendingGroup {
+func (e *Engine) beginGroup(ctx context.Context, st *containerState, spec *specs.Spec) *pendingGroup {
 	p, resources := &pendingGroup{done: make(chan struct{})}, spec.Linux.Resources
 	go func() {
 		defer close(p.done)
 		p.group, p.err = e.cgroups.Create(e.groupName(st.ID), resources)
+		if errors.Is(p.err, fs.ErrExist) {
+			// Of a program that was killed while it started the container: whoever starts it has it locked.
+			if p.err = e.removeGroup(ctx, st.ID); p.err == nil {
+				p.group, p.err = e.cgroups.Create(e.groupName(st.ID), resources)
+			}
+		}
 		if errors.Is(p.err, errors.ErrUnsupported) && reflect.ValueOf(st.Spec.Limits).IsZero() {
 			// No cgroups here, or none that may be written. A container without limits does without.
 			p.group, p.err = e.cgroups.Create(e.groupName(st.ID), nil)

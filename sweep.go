@@ -123,20 +123,25 @@ func (e *Engine) sweepContainer(ctx context.Context, id string, gone func(owner 
 	// One without a snapshot was never completed, or was being removed.
 	_, err = e.store.OpenSnapshot(id)
 	half := errors.Is(err, fs.ErrNotExist)
-	switch {
-	case half || st.Owner != "" && (st.Status == StatusRunning || st.Spec.AutoRemove):
+	if half || st.Owner != "" && (st.Status == StatusRunning || st.Spec.AutoRemove) {
 		e.log.Info("removing a container whose program was killed", "container", st.Name, "id", st.ID)
 		return e.discard(ctx, st)
-	case st.Owner != "":
-		// One that was being started, or whose end was being noted, has a cgroup.
-		if err := e.removeGroup(ctx, id); err != nil {
+	}
+	// One that was being started, by whomever, or whose end was being noted, has a cgroup, and a file half written.
+	if err := e.removeGroup(ctx, id); err != nil {
+		return err
+	}
+	crashpoint.At("sweep: a cgroup is gone")
+	for _, name := range []string{"state.json.new", "config.json.new"} {
+		if err := os.Remove(filepath.Join(e.containerDir(id), name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
-		crashpoint.At("sweep: a cgroup is gone")
-		st.Owner = ""
-		return c.setState(st)
 	}
-	return nil
+	if st.Owner == "" {
+		return nil
+	}
+	st.Owner = ""
+	return c.setState(st)
 }
 
 // sweepOrphans removes names, snapshots and cgroups whose container has no directory any more: see state.go for the

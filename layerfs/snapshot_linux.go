@@ -261,6 +261,10 @@ func (s *Store) OpenSnapshot(id string) (*Snapshot, error) {
 	s.stacksMu.Lock()
 	st, err := s.loadStack(stackID)
 	s.stacksMu.Unlock()
+	if errors.Is(err, fs.ErrNotExist) {
+		// The snapshot was completed, so it is none that may be taken for half-made.
+		err = fmt.Errorf("%w: its list of layers is gone", ErrCorrupt)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("layerfs: open snapshot %s: %w", id, err)
 	}
