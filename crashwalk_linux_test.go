@@ -227,6 +227,8 @@ type walk struct {
 
 	n     atomic.Int32
 	kills *atomic.Int32
+	// missed counts the steps that were not reached this time.
+	missed *atomic.Int32
 }
 
 func (k *walk) copyRoot(t *testing.T) string {
@@ -261,7 +263,7 @@ func (k *walk) steps(t *testing.T) []string {
 	}
 	wantCleanRoot(t, root, false)
 	w := &walkWorld{ctx: t.Context(), root: root, registry: k.registry}
-	k.settled(t, w)
+	k.settled(t, w, k.end)
 	if err := os.RemoveAll(root); err != nil {
 		t.Error(err)
 	}
@@ -279,6 +281,7 @@ func (k *walk) cut(t *testing.T, step string) {
 		if !k.timing {
 			t.Fatal("the program did not come to the step")
 		}
+		k.missed.Add(1)
 		return
 	}
 	k.kills.Add(1)
@@ -307,7 +310,7 @@ func (k *walk) cut(t *testing.T, step string) {
 		t.Error(err)
 	}
 	wantCleanRoot(t, root, false)
-	k.settled(t, w)
+	k.settled(t, w, k.end)
 	if err := os.RemoveAll(root); err != nil {
 		t.Error(err)
 	}
@@ -346,7 +349,8 @@ func (k *walk) beside(t *testing.T, step string) {
 		t.Error(err)
 	}
 	wantCleanRoot(t, root, false)
-	k.settled(t, w)
+	// Who was dead was still thought alive when the scenario was done again, and third has swept since.
+	k.settled(t, w, k.legal...)
 	if err := os.RemoveAll(root); err != nil {
 		t.Error(err)
 	}
@@ -393,8 +397,8 @@ func (k *walk) whole(t *testing.T, w *walkWorld) {
 	}
 }
 
-// settled verifies that the next open of a root finds nothing to do, and the scenario done.
-func (k *walk) settled(t *testing.T, w *walkWorld) {
+// settled verifies that the next open of a root finds nothing to do, and the scenario in one of the given states.
+func (k *walk) settled(t *testing.T, w *walkWorld, right ...string) {
 	t.Helper()
 	before := listTree(t, w.root)
 	if err := w.open(); err != nil {
@@ -414,8 +418,8 @@ func (k *walk) settled(t *testing.T, w *walkWorld) {
 		}
 	}
 	now, err := k.state(w)
-	if err != nil || now != k.end {
-		t.Errorf("in the end: %q, %v instead of %q", now, err, k.end)
+	if err != nil || !slices.Contains(right, now) {
+		t.Errorf("in the end: %q, %v instead of %q", now, err, right)
 	}
 	if !k.found { // the scenario repairs
 		return
@@ -594,12 +598,12 @@ func TestCrashWalk(t *testing.T) {
 	defer reg.Close()
 	dir := walkDir(t)
 	roots := prepareRoots(t, dir, reg)
-	var steps, kills atomic.Int32
+	var steps, kills, missed atomic.Int32
 	t.Run("scenarios", func(t *testing.T) {
 		for name, s := range walkScenarios {
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()
-				k := &walk{walkScenario: s, name: name, prepared: roots[s.root], registry: reg.Host, dir: dir, kills: &kills}
+				k := &walk{walkScenario: s, name: name, prepared: roots[s.root], registry: reg.Host, dir: dir, kills: &kills, missed: &missed}
 				all := k.steps(t)
 				steps.Add(int32(len(all)))
 				chosen := cuts(all)
@@ -615,8 +619,8 @@ func TestCrashWalk(t *testing.T) {
 			})
 		}
 	})
-	if !testutil.Short() && int(kills.Load()) < 20*len(walkScenarios) {
-		t.Errorf("%d kills: most programs did not come to their steps", kills.Load())
+	if missed.Load() > kills.Load()/20 {
+		t.Errorf("%d steps were not reached a second time", missed.Load())
 	}
 	t.Logf("%d scenarios, %d steps, %d kills, in %v", len(walkScenarios), steps.Load(), kills.Load(), time.Since(begin).Round(time.Second))
 }

@@ -154,17 +154,22 @@ func (e *Engine) sweepContainer(ctx context.Context, id string, gone func(owner 
 	if st.Owner != "" && !gone(st.Owner) {
 		return nil
 	}
-	switch {
-	case !e.whole(st) || st.Owner != "" && (st.Status == StatusRunning || st.Spec.AutoRemove):
+	if !e.whole(st) || st.Owner != "" && (st.Status == StatusRunning || st.Spec.AutoRemove) {
 		e.log.Info("removing a container whose program was killed", "container", st.Name, "id", st.ID)
 		return e.discard(ctx, st)
-	case st.Owner != "":
+	}
+	// Whoever was starting it, or noting its end, may have been killed before that was noted. Nobody is now: we hold the lock.
+	for _, name := range []string{"state.json.new", "config.json.new"} {
+		if err := os.Remove(filepath.Join(e.containerDir(id), name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	if st.Owner != "" {
 		st.Owner = ""
 		if err := c.setState(st); err != nil {
 			return err
 		}
 	}
-	// Whoever was starting it may have been killed before that was noted. Nobody is now: we hold the lock.
 	err = e.removeGroup(ctx, id)
 	crashpoint.At("sweep: a container is done")
 	return err

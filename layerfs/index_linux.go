@@ -11,6 +11,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 
 	"github.com/coracle-dev/coracle/internal/crashpoint"
 	"github.com/coracle-dev/coracle/internal/lockorder"
@@ -161,8 +162,10 @@ func (s *Store) ReplaceIndex(ctx context.Context, manifests []ocispec.Descriptor
 	idx.Manifests = append(idx.Manifests, manifests...)
 	data, err := json.Marshal(idx)
 	if err == nil {
-		// The damaged one may still tell a person what the names were.
-		if err = s.setAside(s.rootFD, "index.json"); err == nil {
+		// The damaged one may still tell a person what the names were. It is in its place until the new one is.
+		err = unix.Linkat(s.rootFD, "index.json", s.damagedFD, "index.json."+randomName(), 0)
+		if err == nil || err == unix.ENOENT {
+			crashpoint.At("damaged: index kept")
 			err = writeFileAt(s.rootFD, "index.json", data, true)
 		}
 	}
