@@ -21,6 +21,7 @@ import (
 
 	"github.com/coracle-dev/coracle"
 	"github.com/coracle-dev/coracle/cgroup"
+	"github.com/coracle-dev/coracle/internal/lockorder"
 	"github.com/coracle-dev/coracle/internal/powerloss"
 	"github.com/coracle-dev/coracle/internal/testtool"
 	"github.com/coracle-dev/coracle/internal/testutil"
@@ -40,6 +41,7 @@ func TestMain(m *testing.M) {
 		fmt.Println("examples that start containers are skipped: they need root")
 		flag.Set("test.skip", needsRoot)
 	}
+	lockorder.Enforce(func(violation string) { panic(violation) })
 	code := testutil.LeakCheck(m)
 	testtool.Cleanup()
 	os.Exit(code)

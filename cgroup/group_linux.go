@@ -83,6 +83,8 @@ func (h *Hierarchy) Load(name string) (*Group, error) {
 	if err := checkName(name); err != nil {
 		return nil, err
 	}
+	// First all: what is done with the group goes through all of them.
+	h.reopenRemoved()
 	for _, t := range h.trees {
 		fd, err := t.dir()
 		if err != nil {

@@ -475,3 +475,41 @@ func TestConcurrent(t *testing.T) {
 	})
 	wg.Wait()
 }
+
+// TestLoadAfterParentWasRemoved: whoever closes a hierarchy removes the empty parent, and the next one makes it anew. A
+// group that is made there is found, and removed, by those that had the old one open.
+func TestLoadAfterParentWasRemoved(t *testing.T) {
+	testutil.RequireRoot(t)
+	const parent = "/coracle-test-removed"
+	hierarchy := func() *Hierarchy {
+		h, err := Open(Config{Parent: parent})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return h
+	}
+	first := hierarchy()
+	second := hierarchy()
+	defer second.Close()
+	if first.tree("") == nil && len(first.Controllers()) == 0 {
+		testutil.Skip(t, "there are no cgroups that may be written")
+	}
+	if err := first.Close(); err != nil { // it made the parent, and removes it
+		t.Fatal(err)
+	}
+	third := hierarchy()
+	defer third.Close()
+	if _, err := third.Create("group", nil); err != nil {
+		t.Fatal(err)
+	}
+	g, err := second.Load("group")
+	if err != nil {
+		t.Fatalf("a group in a parent that was made anew: %v", err)
+	}
+	if err := g.Remove(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := third.Load("group"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("after it was removed: %v", err)
+	}
+}

@@ -371,6 +371,16 @@ func (t *tree) reopen(old int, below string) error {
 	return nil
 }
 
+// reopenRemoved opens the parents again that somebody has removed, and perhaps made anew, since they were opened: in a
+// directory that is gone there seems to be no group.
+func (h *Hierarchy) reopenRemoved() {
+	for _, t := range h.trees {
+		if fd, err := t.dir(); err == nil && unix.Faccessat(fd, "cgroup.procs", unix.F_OK, 0) == unix.ENOENT {
+			_ = t.reopen(fd, h.parent) // else the group is not found, as before
+		}
+	}
+}
+
 // Close removes the parents if they are empty and were made here, and frees what Open took. It must not be called while another method runs.
 func (h *Hierarchy) Close() error {
 	for _, t := range h.trees {
