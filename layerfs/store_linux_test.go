@@ -43,6 +43,7 @@ func TestMain(m *testing.M) {
 		fmt.Println("examples that mount are skipped: they need root")
 		flag.Set("test.skip", "^Example(Snapshot|MountOptions|SnapshotOptions|Hold)$")
 	}
+	skipInVM()
 	lockorder.Enforce(func(violation string) { panic(violation) })
 	code := testutil.LeakCheck(m)
 	os.Exit(code)
