@@ -112,6 +112,9 @@ func mountControllers() error {
 		}
 	}
 	for _, name := range controllers {
+		// A controller that is enabled for the groups of the unified hierarchy, as an engine has done, cannot move. Whether
+		// this can be undone the mount tells.
+		_ = os.WriteFile(cgroups+"/unified/cgroup.subtree_control", []byte("-"+name), 0)
 		to := filepath.Join(fresh, name)
 		if err := os.Mkdir(to, 0o755); err != nil {
 			return err
