@@ -119,7 +119,12 @@ func mountControllers() error {
 		if err := os.Mkdir(to, 0o755); err != nil {
 			return err
 		}
-		if err := unix.Mount("cgroup", to, "cgroup", 0, name); err != nil {
+		err := unix.Mount("cgroup", to, "cgroup", 0, name)
+		for tries := 0; err == unix.EBUSY && tries < 60; tries++ { // the kernel disables it in its own time
+			time.Sleep(50 * time.Millisecond)
+			err = unix.Mount("cgroup", to, "cgroup", 0, name)
+		}
+		if err != nil {
 			return fmt.Errorf("mount the %s hierarchy: %w", name, err)
 		}
 	}
