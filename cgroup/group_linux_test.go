@@ -390,12 +390,20 @@ func TestFreeze(t *testing.T) {
 	g := create(t, h, nil)
 	p := start(t, g, "spin")
 	p.line(t)
-	used := func() uint64 {
-		data, err := os.ReadFile("/proc/" + itoa(p.Process.Pid) + "/schedstat")
-		if err != nil {
-			t.Fatal(err)
+	// Of all threads: the one that spins need not be the first.
+	used := func() (sum uint64) {
+		threads, err := filepath.Glob("/proc/" + itoa(p.Process.Pid) + "/task/*/schedstat")
+		if err != nil || len(threads) == 0 {
+			t.Fatalf("the threads of the process: %q, %v", threads, err)
 		}
-		return parseFirst(string(data))
+		for _, path := range threads {
+			data, err := os.ReadFile(path)
+			if err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, fs.ErrNotExist) {
+				t.Fatal(err)
+			}
+			sum += parseFirst(string(data))
+		}
+		return sum
 	}
 	first := used()
 	eventually(t, "it runs", func() bool { return used() > first })
