@@ -25,6 +25,13 @@ type Options struct {
 	// CgroupKill is the group's cgroup.kill, open for writing. A container that shares the pid namespace of the host
 	// or of another container is ended by it.
 	CgroupKill *os.File
+
+	// Log makes the guard write what the program writes to its streams into files.
+	Log *Log
+	// Keeper makes the guard, and with it the program, outlive the importing program: see [Launcher.StartDetached].
+	Keeper *Keeper
+	// Input makes the guard take messages.
+	Input *Input
 }
 
 // Compile turns a runtime spec into a program that [Launcher.Start] runs. The spec is read and not kept.

@@ -233,6 +233,20 @@ func insideCommand(args []string) int {
 		err = nil
 	case "echo":
 		fmt.Println(strings.Join(args[1:], " "))
+	case "errs":
+		fmt.Fprintln(os.Stderr, strings.Join(args[1:], " "))
+	case "flood": // flood BYTES: a pattern that repeats after 251 bytes
+		n, _ := strconv.Atoi(arg(1))
+		b := make([]byte, n)
+		for i := range b {
+			b[i] = byte(i % 251)
+		}
+		_, err = os.Stdout.Write(b)
+	case "lines": // lines N: numbered lines, each written by itself
+		n, _ := strconv.Atoi(arg(1))
+		for i := range n {
+			fmt.Printf("line %d\n", i)
+		}
 	case "wait":
 		_, err = io.Copy(io.Discard, os.Stdin)
 	default:

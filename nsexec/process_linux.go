@@ -26,6 +26,28 @@ import (
 // An error is a *StepError or an *ExecError where a step of the plan failed, and nothing is left behind then.
 // Cancelling ctx while Start waits kills what was started.
 func (l *Launcher) Start(ctx context.Context, prog *Program, stdio *Stdio) (*Process, error) {
+	if prog.detached {
+		return nil, errors.New("nsexec: a program with a keeper is started by StartDetached")
+	}
+	p, err := l.launch(ctx, prog, stdio)
+	if err != nil {
+		return nil, err
+	}
+	if err := l.add(p); err != nil {
+		p.abandon()
+		l.live.Done()
+		return nil, err
+	}
+	go func() {
+		p.await()
+		l.remove(p)
+	}()
+	return p, nil
+}
+
+// launch forks the guard and waits until the program's execve has succeeded. The caller answers for the process, and
+// for l.live.
+func (l *Launcher) launch(ctx context.Context, prog *Program, stdio *Stdio) (*Process, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -59,7 +81,7 @@ func (l *Launcher) Start(ctx context.Context, prog *Program, stdio *Stdio) (*Pro
 		files[prog.sync.value] = ends.syncTheirs
 	}
 
-	guard, err := l.fork(image, files, prog.nested)
+	guard, err := l.fork(image, files, prog.nested && !prog.detached)
 	if err != nil {
 		ends.closeOurs()
 		return nil, err
@@ -82,18 +104,11 @@ func (l *Launcher) Start(ctx context.Context, prog *Program, stdio *Stdio) (*Pro
 	if ctx.Err() != nil {
 		err = ctx.Err()
 	}
-	if err == nil {
-		err = l.add(p)
-	}
 	if err != nil {
 		p.abandon()
 		l.live.Done()
 		return nil, err
 	}
-	go func() {
-		p.await()
-		l.remove(p)
-	}()
 	return p, nil
 }
 
@@ -163,6 +178,8 @@ type Process struct {
 	guard  int // pidfd
 	report *os.File
 
+	received map[byte]int // descriptors that came before they were asked for
+
 	mu    sync.Mutex
 	pidfd int // of the payload
 	pid   int
@@ -174,6 +191,11 @@ type Process struct {
 
 // awaitSetup reads the status pipe to its end.
 func (p *Process) awaitSetup(prog *Program, e *ends) error {
+	if prog.detached {
+		if err := p.receiveKeeper(); err != nil {
+			return setupError(prog, e.status, err)
+		}
+	}
 	if e.sync != nil {
 		if err := p.receivePidfd(); err != nil {
 			return setupError(prog, e.status, err)
@@ -237,9 +259,42 @@ const execLabel = "execute "
 
 // receivePidfd takes the payload's pidfd from the guard.
 func (p *Process) receivePidfd() error {
-	raw, err := p.report.SyscallConn()
+	fd, err := p.receive('P')
 	if err != nil {
 		return err
+	}
+	p.mu.Lock()
+	p.pidfd = fd
+	p.mu.Unlock()
+	return nil
+}
+
+// receive takes a descriptor of a kind from the guard. What comes before is kept: keeper and first process do not wait
+// for each other.
+func (p *Process) receive(kind byte) (int, error) {
+	for p.received[kind] == 0 {
+		got, fd, err := receiveFD(p.report)
+		if err != nil {
+			return -1, err
+		}
+		if fd < 0 {
+			continue
+		}
+		if p.received == nil {
+			p.received = make(map[byte]int, 2)
+		}
+		p.received[got] = fd
+	}
+	fd := p.received[kind]
+	delete(p.received, kind)
+	return fd, nil
+}
+
+// receiveFD receives a message and the descriptor in it, or -1.
+func receiveFD(report *os.File) (kind byte, fd int, err error) {
+	raw, err := report.SyscallConn()
+	if err != nil {
+		return 0, -1, err
 	}
 	var (
 		data   [16]byte
@@ -247,36 +302,35 @@ func (p *Process) receivePidfd() error {
 		n, m   int
 		recErr error
 	)
-	for {
-		err = raw.Read(func(fd uintptr) bool {
+	err = raw.Read(func(fd uintptr) bool {
+		for {
 			n, m, _, _, recErr = unix.Recvmsg(int(fd), data[:], oob[:], unix.MSG_CMSG_CLOEXEC)
-			return recErr != unix.EAGAIN && recErr != unix.EINTR
-		})
-		if err == nil {
-			err = recErr
+			if recErr != unix.EINTR {
+				return recErr != unix.EAGAIN
+			}
 		}
-		if err != nil {
-			return fmt.Errorf("nsexec: receive the process from its guard: %w", err)
-		}
-		if n == 0 {
-			return ErrDied
-		}
-		if data[0] == 'P' {
-			break
-		}
+	})
+	if err == nil {
+		err = recErr
+	}
+	if err != nil {
+		return 0, -1, fmt.Errorf("nsexec: receive the process from its guard: %w", err)
+	}
+	if n == 0 {
+		return 0, -1, ErrDied
+	}
+	if m == 0 {
+		return data[0], -1, nil
 	}
 	messages, err := unix.ParseSocketControlMessage(oob[:m])
 	if err != nil || len(messages) != 1 {
-		return fmt.Errorf("nsexec: the guard sent %d control messages: %w", len(messages), errors.Join(err, ErrDied))
+		return 0, -1, fmt.Errorf("nsexec: the guard sent %d control messages: %w", len(messages), errors.Join(err, ErrDied))
 	}
 	fds, err := unix.ParseUnixRights(&messages[0])
 	if err != nil || len(fds) != 1 {
-		return fmt.Errorf("nsexec: the guard sent %d descriptors: %w", len(fds), errors.Join(err, ErrDied))
+		return 0, -1, fmt.Errorf("nsexec: the guard sent %d descriptors: %w", len(fds), errors.Join(err, ErrDied))
 	}
-	p.mu.Lock()
-	p.pidfd = fds[0]
-	p.mu.Unlock()
-	return nil
+	return data[0], fds[0], nil
 }
 
 // await receives the exit status from the guard and reaps it.
@@ -305,18 +359,15 @@ func (p *Process) abandon() {
 // nothing left to reap, and the status has come through the report socket.
 func (p *Process) reap() {
 	for {
-		if err := unix.Waitid(unix.P_PIDFD, p.guard, nil, unix.WEXITED, nil); err != unix.EINTR {
+		err := unix.Waitid(unix.P_PIDFD, p.guard, nil, unix.WEXITED, nil)
+		if err == unix.ECHILD { // a keeper is nobody's child
+			_, err = unix.Poll([]unix.PollFd{{Fd: int32(p.guard), Events: unix.POLLIN}}, -1)
+		}
+		if err != unix.EINTR {
 			break
 		}
 	}
-	p.report.Close()
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	unix.Close(p.guard)
-	if p.pidfd > 0 {
-		unix.Close(p.pidfd)
-	}
-	p.guard, p.pidfd = -1, -1
+	p.closeHandles()
 }
 
 // newStatus decodes a wait status and the struct rusage behind it; wait4(2), getrusage(2).

@@ -21,6 +21,8 @@ type Program struct {
 	sync   Arg  // pipe on which the payload waits for the mappings of its user namespace
 	nested bool // the guard is pid 1 of an outer pid namespace
 
+	detached bool // the guard is a keeper
+
 	uidMappings, gidMappings []specs.LinuxIDMapping // of a new user namespace
 }
 
