@@ -193,6 +193,7 @@ func (e *Engine) release() error {
 		errs = append(errs, e.owner.close())
 	}
 	if e.cgroups != nil {
+		errs = append(errs, e.removeKeepers())
 		errs = append(errs, e.cgroups.Close())
 	}
 	if e.store != nil {

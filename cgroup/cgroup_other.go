@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
@@ -83,6 +84,12 @@ func (g *Group) Kill(context.Context) error { return nil }
 
 // OOMKills returns an error that matches errors.ErrUnsupported.
 func (g *Group) OOMKills() (uint64, error) { return 0, errors.ErrUnsupported }
+
+// MemoryEvents returns nil.
+func (g *Group) MemoryEvents() (*os.File, error) { return nil, nil }
+
+// ParseOOMKills returns 0.
+func ParseOOMKills([]byte) uint64 { return 0 }
 
 // Remove does nothing.
 func (g *Group) Remove(context.Context) error { return nil }

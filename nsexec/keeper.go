@@ -86,4 +86,3 @@ type Record struct {
 
 // ErrNoRecord says that a file is no record of a keeper, or was torn by a power failure.
 var ErrNoRecord = errors.New("nsexec: not the record of a keeper")
-
