@@ -276,7 +276,9 @@ func TestSpecErrors(t *testing.T) {
 		{"long hostname", "hostname", false, func(s *specs.Spec) { s.Hostname = strings.Repeat("x", 65) }},
 		{"domainname without uts", "domainname", false, without("uts", func(s *specs.Spec) { s.Domainname = "x" })},
 
-		{"terminal", "process.terminal", true, func(s *specs.Spec) { s.Process.Terminal = true }},
+		{"console size", "process.consoleSize", false, func(s *specs.Spec) {
+			s.Process.Terminal, s.Process.ConsoleSize = true, &specs.Box{Height: 1 << 16}
+		}},
 		{"no args", "process.args", false, func(s *specs.Spec) { s.Process.Args = nil }},
 		{"empty program", "process.args", false, func(s *specs.Spec) { s.Process.Args = []string{""} }},
 		{"NUL in args", "process.args[1]", false, func(s *specs.Spec) { s.Process.Args = []string{"a", "b\x00c"} }},
