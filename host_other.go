@@ -21,6 +21,10 @@ func openProcess(*containerState) (*hostProcess, error) { return nil, errors.Err
 
 func (*hostProcess) close() {}
 
+func (*hostProcess) openRoot(int) (*os.File, error) { return nil, errors.ErrUnsupported }
+
+func (*hostProcess) file() *os.File { return nil }
+
 func (*hostProcess) signal(syscall.Signal) error { return errors.ErrUnsupported }
 
 func (*hostProcess) wait(context.Context) error { return errors.ErrUnsupported }

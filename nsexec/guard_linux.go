@@ -137,7 +137,11 @@ func (c *compiler) supervise(pid, pidfd Slot, nested bool) {
 	control := c.Words(Const(20), Const(unix.SOL_SOCKET|unix.SCM_RIGHTS<<32), Const(0))
 	message := c.Words(Const(0), Const(0), iov, Const(1), control, Const(24), Const(0)).As("{SCM_RIGHTS: pidfd}")
 	c.Store(4, control, Const(16), pidfd.Value())
-	c.Syscall("report the container's process", unix.SYS_SENDMSG, c.prog.report, message, Const(unix.MSG_NOSIGNAL).As("MSG_NOSIGNAL"))
+	report := c.Syscall("report the container's process", unix.SYS_SENDMSG, c.prog.report, message, Const(unix.MSG_NOSIGNAL).As("MSG_NOSIGNAL"))
+	lost, wait := c.NewLabel(), c.NewLabel()
+	if !nested {
+		report.Else(lost)
+	}
 
 	if nested {
 		c.Syscall("close all but the report", unix.SYS_CLOSE_RANGE, c.prog.status, Const(maxFD), Const(0))
@@ -149,11 +153,19 @@ func (c *compiler) supervise(pid, pidfd Slot, nested bool) {
 	if !nested {
 		c.awaitEnd(c.prog.status)
 	}
+	c.Place(wait)
 	exit := c.Zeroed(exitSize)
 	c.Syscall("wait for the container's process", unix.SYS_WAIT4, pid.Value(), exit, Const(unix.WALL).As("__WALL"), exit.Plus(8))
 	c.send("report how it ended", exit, exitSize).Ignore()
 	c.Place(died)
 	c.Syscall("exit", unix.SYS_EXIT_GROUP, Const(0)).Ignore()
+	if !nested {
+		// The program has ended or given up. What is not in the guard's pid namespace does not end with the guard, and a
+		// zombie that is left to the host's init could hold up the end of the container that it is in.
+		c.Place(lost)
+		c.Syscall("kill the process that nobody wants", unix.SYS_PIDFD_SEND_SIGNAL, pidfd.Value(), Const(uint64(unix.SIGKILL)).As("SIGKILL"), Const(0), Const(0)).Ignore()
+		c.Jump(wait)
+	}
 }
 
 // awaitEnd waits until the payload ends or the program does, and then ends the rest of the container.

@@ -1,6 +1,7 @@
 package nsexec
 
 import (
+	"fmt"
 	"math"
 
 	"golang.org/x/sys/unix"
@@ -67,7 +68,7 @@ func (c *compiler) openTerminal(root Arg) terminal {
 		Const(unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC).As("O_RDWR|O_NOCTTY|O_CLOEXEC")).Into(t.slave)
 	if s := c.spec.Process.ConsoleSize; s != nil {
 		// struct winsize: rows, columns, and the same in pixels.
-		size := c.Words(Const(uint64(s.Height) | uint64(s.Width)<<16))
+		size := c.Words(Const(uint64(s.Height) | uint64(s.Width)<<16)).As(fmt.Sprintf("{%d, %d}", s.Height, s.Width))
 		c.Syscall("set the terminal's size", unix.SYS_IOCTL, t.master.Value(), Const(unix.TIOCSWINSZ).As("TIOCSWINSZ"), size)
 	}
 	if uid := c.spec.Process.User.UID; uid != 0 {
