@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path"
 	"reflect"
 	"slices"
@@ -56,8 +55,8 @@ type Cmd struct {
 	Stdout io.Writer
 	Stderr io.Writer
 
-	// TTY gives the command a terminal of the container's own: it leads a session, Ctrl-C interrupts it, and it is
-	// hung up on when the terminal goes away.
+	// TTY gives the command a terminal of the container's own: it leads a session, and Ctrl-C interrupts it. When it has
+	// ended and its output was read, the terminal hangs up on whatever it has left in the background.
 	TTY bool
 	// Size is the size of the terminal at the start; Resize changes it. The zero size means that nobody knows.
 	Size TerminalSize
@@ -98,6 +97,7 @@ type Cmd struct {
 
 	streams  *streams
 	terminal *os.File
+	reader   *terminalReader
 
 	aborted chan struct{} // closed by Engine.Close
 	done    chan struct{} // closed when the following are set
@@ -521,103 +521,4 @@ func (c *Cmd) interrupt(ctx context.Context) error {
 		return nil
 	}
 	return fmt.Errorf("cancel the command: %w", err)
-}
-
-// openStreams makes the command's streams.
-func (c *Cmd) openStreams(p *specs.Process) (err error) {
-	if c.TTY {
-		c.streams = &streams{}
-		return nil
-	}
-	if c.streams, err = newStreams(c.Stdin, c.Stdout, c.Stderr); err != nil {
-		return err
-	}
-	c.streams.theirs = append(c.streams.theirs, c.childs...)
-	if err = c.streams.own(p.User.UID, p.User.GID); err != nil {
-		c.streams.abandon()
-	}
-	return err
-}
-
-// beginStreams starts copying.
-func (c *Cmd) beginStreams() {
-	if c.terminal != nil && c.Terminal() == nil {
-		c.copyTerminal()
-	}
-	c.streams.begin()
-}
-
-// copyTerminal adds what goes through the terminal to what is copied.
-func (c *Cmd) copyTerminal() {
-	s, terminal := c.streams, c.terminal
-	s.output.Add(1)
-	s.copies = append(s.copies, func() error {
-		defer s.output.Done()
-		w := c.Stdout
-		if w == nil {
-			w = io.Discard
-		}
-		_, err := io.Copy(w, terminalReader{terminal})
-		if err != nil {
-			io.Copy(io.Discard, terminalReader{terminal}) // a writer that fails must not block the command
-		}
-		return err
-	})
-	if c.Stdin == nil {
-		return
-	}
-	s.copies = append(s.copies, func() error {
-		// As in streams.reader: an error of the other side is its own business, and nothing waits for this copy.
-		if _, err := io.Copy(struct{ io.Writer }{terminal}, c.Stdin); err == nil {
-			terminal.Write([]byte{endOfInput})
-		}
-		return nil
-	})
-}
-
-// endOfInput is Ctrl-D, which a terminal turns into the end of a file.
-const endOfInput = 4
-
-// terminalReader reads a terminal whose other end hangs up.
-type terminalReader struct{ f *os.File }
-
-func (r terminalReader) Read(p []byte) (int, error) {
-	n, err := r.f.Read(p)
-	if errors.Is(err, syscall.EIO) {
-		err = io.EOF
-	}
-	return n, err
-}
-
-// endStreams waits until all output has arrived, until late or until the engine closes, and returns the first error.
-func (c *Cmd) endStreams(late <-chan time.Time) error {
-	s, arrived := c.streams, make(chan error, 1)
-	go func() { arrived <- s.end() }()
-	if c.TTY {
-		defer func() {
-			if c.Terminal() == nil {
-				c.terminal.Close()
-			}
-			for _, f := range c.childs {
-				f.Close()
-			}
-		}()
-	}
-	select {
-	case err := <-arrived:
-		return err
-	case <-late:
-	case <-c.aborted:
-	}
-	s.abandon()
-	if c.terminal != nil {
-		c.terminal.Close()
-	}
-	// A copy that was waiting for the command ends now; one that is in a writer of the caller's is left alone, as in
-	// os/exec.
-	select {
-	case <-arrived:
-	case <-time.After(10 * time.Millisecond):
-	}
-	return exec.ErrWaitDelay
 }

@@ -650,7 +650,7 @@ func TestCommandEnd(t *testing.T) {
 			cmd.Stdout = &syncBuffer{}
 			cmd.WaitDelay = 50 * time.Millisecond
 			if tty {
-				cmd.WaitDelay = 5 * time.Second // not needed: the terminal hangs up
+				cmd.WaitDelay = time.Minute // not needed: the terminal hangs up
 			}
 			err := cmd.Run(t.Context())
 			if tty && err != nil || !tty && !errors.Is(err, exec.ErrWaitDelay) {

@@ -9,4 +9,6 @@ import (
 
 func setTerminalSize(*os.File, TerminalSize) error { return errors.ErrUnsupported }
 
-func rawTerminal(*os.File, func(TerminalSize)) (func() error, error) { return nil, errors.ErrUnsupported }
+func rawTerminal(*os.File, func(TerminalSize)) (func() error, error) {
+	return nil, errors.ErrUnsupported
+}
