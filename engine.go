@@ -59,6 +59,8 @@ type Engine struct {
 
 	pullState // image.go, pull.go
 
+	commands commands // exectarget.go
+
 	mu     sync.Mutex
 	owned  map[string]*Container // by id: those that this engine answers for
 	closed bool
@@ -186,6 +188,7 @@ func (e *Engine) release() error {
 	e.close()
 	var errs []error
 	errs = append(errs, e.launcher.Close())
+	e.commands.close()
 	if e.launcher.Dir != "" {
 		errs = append(errs, os.RemoveAll(e.launcher.Dir))
 	}

@@ -25,6 +25,10 @@ func openProcess(int, string, uint64) (*hostProcess, error) { return nil, errors
 
 func (*hostProcess) close() {}
 
+func (*hostProcess) openRoot(int) (*os.File, error) { return nil, errors.ErrUnsupported }
+
+func (*hostProcess) file() *os.File { return nil }
+
 func (*hostProcess) signal(syscall.Signal) error { return errors.ErrUnsupported }
 
 func (*hostProcess) wait(context.Context) error { return errors.ErrUnsupported }

@@ -336,6 +336,7 @@ func (c *Container) monitor(r *run) {
 		r.exit = ExitStatus{Code: -1, Unknown: true}
 	}
 	crashpoint.At("end: program ended")
+	c.eng.commands.forget(c.id)
 	// A pid namespace of its own is empty when its first process has been waited for. Without one a container may leave
 	// processes, which hold its streams open.
 	if !hasNamespace(r.spec, specs.PIDNamespace) {

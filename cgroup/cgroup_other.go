@@ -76,6 +76,9 @@ func (g *Group) Procs() ([]int, error) { return nil, errors.ErrUnsupported }
 // Freeze returns an error that matches errors.ErrUnsupported.
 func (g *Group) Freeze(context.Context) error { return errors.ErrUnsupported }
 
+// Frozen returns an error that matches errors.ErrUnsupported.
+func (g *Group) Frozen() (bool, error) { return false, errors.ErrUnsupported }
+
 // Thaw returns an error that matches errors.ErrUnsupported.
 func (g *Group) Thaw(context.Context) error { return errors.ErrUnsupported }
 

@@ -17,6 +17,30 @@ func (g *Group) Freeze(ctx context.Context) error { return g.freeze(ctx, true) }
 // Thaw lets the processes of the group run on.
 func (g *Group) Thaw(ctx context.Context) error { return g.freeze(ctx, false) }
 
+// Frozen reports whether the group is frozen, or is about to be: whether its processes wait for [Group.Thaw]. A group that
+// does not exist, or that cannot be frozen here, is not frozen.
+func (g *Group) Frozen() (bool, error) {
+	t, file, running := g.h.tree(""), "/cgroup.freeze", "0"
+	if t == nil {
+		t, file, running = g.h.tree("freezer"), "/freezer.state", "THAWED"
+	}
+	if t == nil || g.none {
+		return false, nil
+	}
+	dir, err := t.dir()
+	if err != nil {
+		return false, nil
+	}
+	state, err := readAt(dir, g.name+file)
+	if err == unix.ENOENT || err == unix.ENODEV {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("cgroup: see whether group %q is frozen: %w", g.name, &fs.PathError{Op: "read", Path: path.Join(t.where(), g.name+file), Err: err})
+	}
+	return string(bytes.TrimSpace(state)) != running, nil
+}
+
 func (g *Group) freeze(ctx context.Context, frozen bool) error {
 	verb := "thaw"
 	if frozen {

@@ -407,9 +407,17 @@ func TestFreeze(t *testing.T) {
 	}
 	first := used()
 	eventually(t, "it runs", func() bool { return used() > first })
+	frozen := func(want bool) {
+		t.Helper()
+		if got, err := g.Frozen(); err != nil || got != want {
+			t.Errorf("frozen: %v, %v", got, err)
+		}
+	}
+	frozen(false)
 	if err := g.Freeze(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	frozen(true)
 	before := used()
 	for range 20 {
 		unix.Nanosleep(&unix.Timespec{Nsec: 1e6}, nil)
@@ -420,6 +428,7 @@ func TestFreeze(t *testing.T) {
 	if err := g.Thaw(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	frozen(false)
 	eventually(t, "it runs again", func() bool { return used() > before })
 	// Killing works on what is frozen.
 	if err := g.Freeze(t.Context()); err != nil {

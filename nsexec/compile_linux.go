@@ -86,6 +86,7 @@ type compiler struct {
 	devices    []device
 	caps       capabilities
 	filter     *filter // the seccomp profile, compiled
+	compiled   bool    // filter was there before
 	crowded    bool    // so much is opened that descriptors have to be closed on the way
 
 	// Where the plan keeps what later steps need.

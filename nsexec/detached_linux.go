@@ -11,8 +11,9 @@ import (
 // A Detached is a program that was started with a keeper and waits to be let go: until [Detached.Release] it ends with
 // the importing program, so that whatever happens somebody knows of it. One of Release and Abandon must be called.
 type Detached struct {
-	l *Launcher
-	p *Process
+	l    *Launcher
+	p    *Process
+	prog *Program
 }
 
 // StartDetached starts a program that was compiled with [Options].Keeper, and returns when its execve has succeeded.
@@ -25,13 +26,12 @@ func (l *Launcher) StartDetached(ctx context.Context, prog *Program, stdio *Stdi
 	if err != nil {
 		return nil, err
 	}
-	return &Detached{l, p}, nil
+	return &Detached{l, p, prog}, nil
 }
 
 // receiveKeeper takes the keeper's pidfd from the process that the launcher forked, which exits then.
 func (p *Process) receiveKeeper() error {
-	keeper, err := p.receive('K')
-	if err != nil {
+	if err := p.receive('K'); err != nil {
 		return err
 	}
 	for {
@@ -40,7 +40,7 @@ func (p *Process) receiveKeeper() error {
 		}
 	}
 	unix.Close(p.guard)
-	p.guard = keeper
+	p.guard, p.keeper = p.keeper, 0
 	return nil
 }
 
@@ -73,22 +73,18 @@ func (d *Detached) Release() error {
 }
 
 // Abandon ends the program and waits until its keeper is gone.
-func (d *Detached) Abandon() {
-	defer d.l.live.Done()
-	d.p.abandon()
-}
+func (d *Detached) Abandon() { d.l.abandon(d.p, d.prog) }
 
 // closeHandles gives up what the importing program has of a process.
 func (p *Process) closeHandles() {
 	p.report.Close()
-	for _, fd := range p.received {
-		unix.Close(fd)
-	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	unix.Close(p.guard)
-	if p.pidfd > 0 {
-		unix.Close(p.pidfd)
+	for _, fd := range []int{p.pidfd, p.keeper} {
+		if fd > 0 {
+			unix.Close(fd)
+		}
 	}
-	p.guard, p.pidfd = -1, -1
+	p.guard, p.pidfd, p.keeper = -1, -1, -1
 }

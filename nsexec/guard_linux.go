@@ -148,13 +148,13 @@ func (c *compiler) clone(pid, pidfd Slot) {
 }
 
 // sendFD sends one descriptor through the report socket. The data is one byte that says what it is.
-func (c *compiler) sendFD(label string, data Arg, fd Slot) {
+func (c *compiler) sendFD(label string, data Arg, fd Slot) StepRef {
 	// SCM_RIGHTS, unix(7): one byte of data and one descriptor.
 	iov := c.Words(data, Const(1))
 	control := c.Words(Const(20), Const(unix.SOL_SOCKET|unix.SCM_RIGHTS<<32), Const(0))
 	message := c.Words(Const(0), Const(0), iov, Const(1), control, Const(24), Const(0)).As("{SCM_RIGHTS: pidfd}")
 	c.Store(4, control, Const(16), fd.Value())
-	c.Syscall(label, unix.SYS_SENDMSG, c.prog.report, message, Const(unix.MSG_NOSIGNAL).As("MSG_NOSIGNAL"))
+	return c.Syscall(label, unix.SYS_SENDMSG, c.prog.report, message, Const(unix.MSG_NOSIGNAL).As("MSG_NOSIGNAL"))
 }
 
 // supervise is what the guard does from the clone on: report the payload's pidfd, keep its output if it has to, wait,
@@ -163,7 +163,11 @@ func (c *compiler) supervise(pid, pidfd Slot, files keepFiles) {
 	nested, loops := c.prog.nested, c.opts.loops()
 	died := c.NewLabel()
 	c.FailTo(died)
-	c.sendFD("report the container's process", c.Str("P"), pidfd)
+	report := c.sendFD("report the container's process", c.Str("P"), pidfd)
+	lost, wait := c.NewLabel(), c.NewLabel()
+	if !nested {
+		report.Else(lost)
+	}
 	if nested && !loops {
 		c.Syscall("close all but the report", unix.SYS_CLOSE_RANGE, c.prog.status, Const(maxFD), Const(0))
 	} else {
@@ -181,6 +185,7 @@ func (c *compiler) supervise(pid, pidfd Slot, files keepFiles) {
 	case !nested:
 		c.awaitEnd(c.prog.status)
 	}
+	c.Place(wait)
 	exit := c.Zeroed(exitSize)
 	c.Syscall("wait for the container's process", unix.SYS_WAIT4, pid.Value(), exit, Const(unix.WALL).As("__WALL"), exit.Plus(8))
 	if c.prog.detached {
@@ -190,6 +195,13 @@ func (c *compiler) supervise(pid, pidfd Slot, files keepFiles) {
 	}
 	c.Place(died)
 	c.Syscall("exit", unix.SYS_EXIT_GROUP, Const(0)).Ignore()
+	if !nested {
+		// The program has ended or given up. What is not in the guard's pid namespace does not end with the guard, and a
+		// zombie that is left to the host's init could hold up the end of the container that it is in.
+		c.Place(lost)
+		c.Syscall("kill the process that nobody wants", unix.SYS_PIDFD_SEND_SIGNAL, pidfd.Value(), Const(uint64(unix.SIGKILL)).As("SIGKILL"), Const(0), Const(0)).Ignore()
+		c.Jump(wait)
+	}
 }
 
 // awaitEnd waits until the payload ends or the program does, and then ends the rest of the container.

@@ -231,6 +231,20 @@ func insideCommand(args []string) int {
 		err = tryCommand(args[1:], &out)
 		fmt.Println(strings.Join(args[1:], " ")+":", err)
 		err = nil
+	case "tty":
+		for fd := range 3 {
+			link, _ := os.Readlink("/proc/self/fd/" + strconv.Itoa(fd))
+			size, err := unix.IoctlGetWinsize(fd, unix.TIOCGWINSZ)
+			if err != nil {
+				fmt.Println(fd, link, err)
+				continue
+			}
+			fmt.Println(fd, link, size.Row, size.Col)
+		}
+		group, err := unix.IoctlGetInt(0, unix.TIOCGPGRP)
+		f, open := os.OpenFile("/dev/tty", os.O_RDWR, 0)
+		f.Close()
+		fmt.Println("foreground", group == unix.Getpgrp(), err, "dev/tty", open)
 	case "echo":
 		fmt.Println(strings.Join(args[1:], " "))
 	case "errs":

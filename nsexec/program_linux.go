@@ -22,6 +22,8 @@ type Program struct {
 	nested bool // the guard is pid 1 of an outer pid namespace
 
 	detached bool // the guard is a keeper
+	joins    bool // the guard is a joiner: the payload is in a running container, see join_linux.go
+	terminal bool // the payload sends a terminal through the report socket
 
 	uidMappings, gidMappings []specs.LinuxIDMapping // of a new user namespace
 }

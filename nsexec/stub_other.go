@@ -30,6 +30,24 @@ func Compile(*specs.Spec, *Options) (*Program, error) { return nil, errors.ErrUn
 // Close does nothing.
 func (*Program) Close() error { return nil }
 
+// TargetOptions exist on Linux.
+type TargetOptions struct {
+	Process, Cgroup *os.File
+	Tasks           []*os.File
+}
+
+// A Target exists on Linux.
+type Target struct{}
+
+// NewTarget returns errors.ErrUnsupported: containers need Linux.
+func NewTarget(*specs.Spec, *TargetOptions) (*Target, error) { return nil, errors.ErrUnsupported }
+
+// Compile returns errors.ErrUnsupported.
+func (*Target) Compile(*specs.Process) (*Program, error) { return nil, errors.ErrUnsupported }
+
+// Close does nothing.
+func (*Target) Close() error { return nil }
+
 // A Launcher exists on Linux.
 type Launcher struct{ Dir string }
 
@@ -72,6 +90,9 @@ type Process struct{}
 
 // PID returns 0.
 func (*Process) PID() int { return 0 }
+
+// Terminal returns nil.
+func (*Process) Terminal() *os.File { return nil }
 
 // Signal returns errors.ErrUnsupported.
 func (*Process) Signal(syscall.Signal) error { return errors.ErrUnsupported }
