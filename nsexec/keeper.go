@@ -21,7 +21,7 @@ type Log struct {
 	// Block makes the program wait while the disk is full. Otherwise what cannot be written is dropped and counted.
 	Block bool
 	// Stdout and Stderr are the reading ends of the pipes that the program writes to. Nil means that the stream goes
-	// elsewhere.
+	// elsewhere. A program with a terminal (process.terminal) has neither: the guard reads the terminal.
 	Stdout, Stderr *os.File
 }
 
@@ -42,7 +42,8 @@ type Input struct {
 	// Control is a FIFO, open for reading and writing, for messages of [ControlSize] bytes.
 	Control *os.File
 	// Stdin is the writing end of the FIFO that is the program's standard input: the guard holds it, so that the input
-	// does not end between two writers, until it is told to close it.
+	// does not end between two writers, until it is told to close it. For a program with a terminal and a log it is a
+	// FIFO open for reading and writing, from which the guard types.
 	Stdin *os.File
 }
 
