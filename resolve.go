@@ -176,6 +176,9 @@ func (s *ContainerSpec) validate() error {
 			return invalid(fmt.Sprintf("Devices[%d]", i), "%q needs absolute paths and permissions of \"rwm\"", d.Path)
 		}
 	}
+	if err := s.Log.validate(); err != nil {
+		return invalid("Log", "%v", err)
+	}
 	if err := s.Limits.Validate(); err != nil {
 		return invalid("Limits", "%v", err)
 	}

@@ -93,6 +93,10 @@ type ContainerSpec struct {
 	// AutoRemove removes the container when it has ended; a detached one when an engine learns of it.
 	AutoRemove bool `json:",omitempty"`
 
+	// Log says what is kept of the output that the spec does not take itself. The zero LogSpec keeps at most 64 MB of it,
+	// unless AutoRemove is set.
+	Log LogSpec `json:",omitzero"`
+
 	// Stdin, Stdout and Stderr are the process's streams, as in os/exec: nil means /dev/null, an *os.File is handed
 	// over as it is, and anything else is copied through a pipe until the container ends. If Stdout and Stderr are
 	// the same, at most one goroutine at a time calls Write.
