@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -20,7 +19,6 @@ import (
 
 	"github.com/coracle-dev/coracle"
 	"github.com/coracle-dev/coracle/cgroup"
-	"github.com/coracle-dev/coracle/internal/logfile"
 	"github.com/coracle-dev/coracle/internal/testutil"
 )
 
@@ -308,7 +306,7 @@ func checkCrashRound(t *testing.T, root string, started []string, lines int) {
 		known[c.Name()] = true
 		if inspect(t, c).Status != coracle.StatusCreated {
 			exit, err := c.Wait(t.Context())
-			out := logged(t, eng, c)
+			out := logged(t, c)
 			if err != nil || exit.Code != 7 || out != want {
 				// It was noted, and its program was killed before it was let go, and so before Start returned.
 				if slices.Contains(started, c.Name()) || err != nil || exit.Signal != syscall.SIGKILL || !strings.HasPrefix(want, out) {
@@ -372,27 +370,11 @@ func numbered(lines int) string {
 }
 
 // logged returns the output in the log of a container that has ended.
-func logged(t testing.TB, eng *coracle.Engine, c *coracle.Container) string {
+func logged(t testing.TB, c *coracle.Container) string {
 	t.Helper()
-	r, err := logfile.Open(filepath.Join(eng.Root(), "containers", c.ID(), "log"), &logfile.Options{})
-	if errors.Is(err, fs.ErrNotExist) {
-		return ""
-	}
-	if err != nil {
+	var out bytes.Buffer
+	if err := c.CopyLogs(t.Context(), &out, nil, nil); err != nil {
 		t.Fatal(err)
 	}
-	defer r.Close()
-	var out bytes.Buffer
-	for {
-		rec, err := r.Next()
-		if err == io.EOF {
-			return out.String()
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		if rec.Stream == logfile.Stdout {
-			out.Write(rec.Data)
-		}
-	}
+	return out.String()
 }

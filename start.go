@@ -172,9 +172,11 @@ func (c *Container) launch(ctx context.Context, st *containerState) (_ *run, err
 			return nil, err
 		}
 	}
-	streams, err := newStreams(st.Spec.Stdin, st.Spec.Stdout, st.Spec.Stderr)
-	if err != nil {
-		return nil, err
+	streams := &streams{}
+	if !st.Spec.TTY {
+		if streams, err = newStreams(st.Spec.Stdin, st.Spec.Stdout, st.Spec.Stderr); err != nil {
+			return nil, err
+		}
 	}
 	r := &run{group: group.group, streams: streams, spec: spec, ended: make(chan struct{}), cleaned: make(chan struct{})}
 	if err := c.launchWith(ctx, st, r, &nsexec.Options{Root: root, Cgroup: join.Dir, Tasks: join.Tasks, CgroupKill: join.Kill}); err != nil {
@@ -182,6 +184,9 @@ func (c *Container) launch(ctx context.Context, st *containerState) (_ *run, err
 		return nil, explainStart(err, group.group)
 	}
 	crashpoint.At("start: program runs")
+	if r.proc != nil && r.proc.Terminal() != nil {
+		streams.copyTerminal(r.proc.Terminal(), st.Spec.Stdin, st.Spec.Stdout)
+	}
 	streams.begin()
 	return r, nil
 }

@@ -1,6 +1,7 @@
 package nsexec
 
 import (
+	"math"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -38,7 +39,7 @@ func (o *Options) loops() bool { return o.Log != nil || o.Keeper != nil || o.Inp
 type keepFiles struct {
 	logDir, logFile, stdout, stderr Arg
 	record, memory                  Arg
-	control, stdin                  Arg
+	control, stdin, pipe            Arg
 	terminal                        Arg // a socket, and what came through it from then on
 }
 
@@ -58,7 +59,7 @@ func (k *keepFiles) inherit(c *compiler) {
 		k.record, k.memory = file("record", kp.Record), file("memory events", kp.MemoryEvents)
 	}
 	if in := c.opts.Input; in != nil {
-		k.control, k.stdin = file("control", in.Control), file("input", in.Stdin)
+		k.control, k.stdin, k.pipe = file("control", in.Control), file("input", in.Stdin), file("program's input", in.Pipe)
 	}
 	if c.opts.Log != nil && c.spec.Process.Terminal {
 		c.prog.keptTerminal = c.file("guard's end for the terminal", nil)
@@ -158,7 +159,7 @@ func (c *compiler) keep(files keepFiles, pidfd Arg) *keeping {
 		return len(polled) - 1
 	}
 	end := pollIn(pidfd)
-	report, control, stdin, terminal, stdout, stderr := -1, -1, -1, -1, -1, -1
+	report, control, stdin, sink, terminal, stdout, stderr := -1, -1, -1, -1, -1, -1, -1
 	if !c.prog.detached && !c.prog.nested {
 		report = pollIn(c.prog.report) // POLLHUP: the program is dead
 	}
@@ -180,16 +181,27 @@ func (c *compiler) keep(files keepFiles, pidfd Arg) *keeping {
 	if control >= 0 {
 		k.nonblocking(files.control)
 	}
-	if files.terminal.value != 0 {
+	switch {
+	case files.terminal.value != 0:
 		terminal = pollIn(files.terminal)
 		if files.stdin.value != 0 {
-			stdin = pollIn(Int(-1)) // until the terminal has come
+			stdin, sink = pollIn(Int(-1)), terminal // until the terminal has come
 			k.nonblocking(files.stdin)
 		}
+	case files.pipe.value != 0:
+		stdin, sink = pollIn(files.stdin), pollIn(Int(-1))
+		k.nonblocking(files.stdin)
+		k.nonblocking(files.pipe)
+		// A program that closes its input is no reason to die.
+		c.Syscall("ignore SIGPIPE", unix.SYS_RT_SIGACTION, Const(uint64(unix.SIGPIPE)).As("SIGPIPE"),
+			c.Words(Const(1), Const(0), Const(0), Const(0)).As("{SIG_IGN}"), Const(0), Const(8))
 	}
 	words := make([]Arg, len(polled))
 	for i, fd := range polled {
 		words[i] = Const(uint64(uint32(fd.value)) | unix.POLLIN<<32)
+	}
+	if sink >= 0 && sink != terminal {
+		words[sink] = Const(math.MaxUint32 | unix.POLLOUT<<32)
 	}
 	k.fds, k.sources = c.Words(words...).As("{POLLIN...}"), len(polled)
 	timeout, ready, revents := c.NewSlot("timeout"), c.NewSlot("ready"), c.NewSlot("revents")
@@ -202,7 +214,11 @@ func (c *compiler) keep(files keepFiles, pidfd Arg) *keeping {
 	c.Place(going)
 	var input *typing
 	if stdin >= 0 {
-		input = &typing{source: stdin, terminal: terminal, push: c.NewLabel(), from: c.NewSlot("from"), left: c.NewSlot("left"), over: c.NewSlot("over"), buffer: c.Zeroed(inputSize)}
+		to := files.pipe
+		if terminal >= 0 {
+			to = files.terminal
+		}
+		input = &typing{source: stdin, sink: sink, to: to, push: c.NewLabel(), from: c.NewSlot("from"), left: c.NewSlot("left"), over: c.NewSlot("over"), buffer: c.Zeroed(inputSize)}
 		k.write(input)
 	}
 
@@ -274,12 +290,10 @@ func (k *keeping) message(t *typing) {
 	c.Load(kind, 4, m, Const(0))
 	other := c.NewLabel()
 	c.Branch(kind.Value(), NotEqual, Const(ControlCloseStdin), other)
-	if k.terminal.value == 0 {
-		if k.stdin.value != 0 {
-			c.Syscall("end the program's input", unix.SYS_CLOSE, k.stdin).Ignore()
+	if t != nil {
+		if k.terminal.value != 0 {
+			c.Branch(k.open.Value(), Equal, Const(0), k.next)
 		}
-	} else if t != nil {
-		c.Branch(k.open.Value(), Equal, Const(0), k.next)
 		c.Add(t.over, Const(1), Const(0))
 		c.Jump(t.push)
 	}
@@ -320,36 +334,55 @@ func (k *keeping) receiveTerminal(source, stdin int) {
 // inputSize is how much input is read at once: less than the kernel takes of a line.
 const inputSize = 1024
 
-// typing is the way of input from the FIFO to the terminal. While the terminal takes no more, nothing is read: who types
-// waits, and nobody else.
+// typing is the way of input from the FIFO to the terminal or the pipe that the program reads. While that takes no more,
+// nothing is read: who types waits, and nobody else.
 type typing struct {
-	source     int // the FIFO
-	terminal   int
-	push       Label
-	from, left Slot // what the terminal has not taken yet
-	over       Slot // the input is to end behind what is in the FIFO
+	source     int   // the FIFO
+	sink       int   // the terminal, or the pipe, which is watched only while it takes no more
+	to         Arg   // its descriptor
+	push       Label // see write
+	from, left Slot  // what it has not taken yet
+	over       Slot  // the input is to end behind what is in the FIFO
 	buffer     Arg
 }
 
-// write emits the terminal's part, at the beginning of every turn of the loop.
+// write emits the sink's part, at the beginning of every turn of the loop.
 func (k *keeping) write(t *typing) {
 	c, written := k.compiler, k.NewSlot("typed")
 	none, refused, wait := c.NewLabel(), c.NewLabel(), c.NewLabel()
+	isTerminal := k.terminal.value != 0
+	closeInput := func() {
+		c.Syscall("close the program's input", unix.SYS_CLOSE, t.to).Ignore()
+		c.Syscall("take no more input", unix.SYS_CLOSE, k.stdin).Ignore()
+		k.unwatch(t.source)
+		k.unwatch(t.sink)
+	}
 	c.Place(t.push)
 	c.Branch(t.left.Value(), Equal, Const(0), none)
-	c.Syscall("type", unix.SYS_WRITE, k.terminal, t.from.Value(), t.left.Value()).Into(written).Else(refused)
+	c.Syscall("type", unix.SYS_WRITE, t.to, t.from.Value(), t.left.Value()).Into(written).Else(refused)
 	c.Add(t.from, t.from.Value(), written.Value())
 	c.Sub(t.left, t.left.Value(), written.Value())
 	c.Branch(t.left.Value(), NotEqual, Const(0), wait)
 	k.watch(t.source, k.stdin)
-	k.events(t.terminal, unix.POLLIN)
+	if isTerminal {
+		k.events(t.sink, unix.POLLIN)
+	} else {
+		k.unwatch(t.sink)
+	}
 	c.Jump(none)
 	c.Place(refused)
 	c.Branch(written.Value(), Equal, Errno(unix.EAGAIN), wait)
 	c.Add(t.left, Const(0), Const(0)) // nobody reads any more
+	if !isTerminal {
+		closeInput()
+	}
 	c.Jump(none)
 	c.Place(wait)
-	k.events(t.terminal, unix.POLLIN|unix.POLLOUT)
+	if isTerminal {
+		k.events(t.sink, unix.POLLIN|unix.POLLOUT)
+	} else {
+		k.watch(t.sink, t.to)
+	}
 	c.Place(none)
 
 	on, empty := c.NewLabel(), c.NewLabel()
@@ -359,8 +392,12 @@ func (k *keeping) write(t *typing) {
 	c.Syscall("read the last input", unix.SYS_READ, k.stdin, t.buffer, Const(inputSize)).Into(n).Else(empty)
 	k.typeOn(t, n)
 	c.Place(empty)
-	const endOfFile = "\x04" // Ctrl-D
-	c.Syscall("end the program's input", unix.SYS_WRITE, k.terminal, c.Str(endOfFile), Const(1)).Ignore()
+	if isTerminal {
+		const endOfFile = "\x04" // Ctrl-D
+		c.Syscall("end the program's input", unix.SYS_WRITE, t.to, c.Str(endOfFile), Const(1)).Ignore()
+	} else {
+		closeInput()
+	}
 	c.Add(t.over, Const(0), Const(0))
 	c.Place(on)
 }

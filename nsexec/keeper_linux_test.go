@@ -75,13 +75,10 @@ func startKept(t testing.TB, l *Launcher, o keptOptions, args ...string) *kept {
 		for _, name := range []string{"stdin", "control"} {
 			check(t, unix.Mkfifo(filepath.Join(k.dir, name), 0o600))
 		}
-		both := open("stdin", os.O_RDWR) // opening one end waits for the other
-		stdio.Stdin = open("stdin", os.O_RDONLY)
-		opts.Input = &Input{Control: open("control", os.O_RDWR), Stdin: open("stdin", os.O_WRONLY)}
-		if s.Process.Terminal {
-			opts.Input.Stdin, stdio.Stdin = open("stdin", os.O_RDWR), nil
+		opts.Input = &Input{Control: open("control", os.O_RDWR), Stdin: open("stdin", os.O_RDWR)}
+		if !s.Process.Terminal {
+			stdio.Stdin, opts.Input.Pipe = pipe()
 		}
-		both.Close()
 	}
 	if s.Process.Terminal {
 		log.Stdout, log.Stderr, stdio.Stdout, stdio.Stderr = nil, nil, nil, nil
@@ -100,6 +97,9 @@ func startKept(t testing.TB, l *Launcher, o keptOptions, args ...string) *kept {
 	if opts.Input != nil {
 		opts.Input.Control.Close()
 		opts.Input.Stdin.Close()
+		if opts.Input.Pipe != nil {
+			opts.Input.Pipe.Close()
+		}
 	}
 	if err != nil {
 		t.Fatal(err)
