@@ -10,6 +10,7 @@ import (
 	"os"
 	"reflect"
 	"slices"
+	"syscall"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -88,6 +89,7 @@ func (c *Container) start(ctx context.Context) error {
 		return errors.Join(err, r.group.Remove(context.WithoutCancel(ctx)), c.setState(&next))
 	}
 	e.own(c, r)
+	e.emitContainer(&next, ActionStart)
 	go c.monitor(r)
 	return nil
 }
@@ -316,6 +318,7 @@ func (c *Container) monitor(r *run) {
 	} else {
 		errs = append(errs, c.setState(st))
 	}
+	c.eng.emitDied(st)
 	close(r.ended)
 
 	errs = append(errs, <-removed)
@@ -324,7 +327,7 @@ func (c *Container) monitor(r *run) {
 		// Under the lock: it tells Check that the container is being removed.
 		_, unlock, err := c.lock(ctx)
 		if err == nil {
-			errs = append(errs, c.eng.discard(ctx, st))
+			errs = append(errs, c.eng.destroy(ctx, st))
 			unlock()
 		} else if !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, err)
@@ -354,6 +357,7 @@ func (c *Container) shutDown() error {
 	r := c.lastRun()
 	c.op.Unlock()
 	if r != nil {
+		c.emitKill(syscall.SIGKILL, r.proc.Signal)
 		if err := r.proc.Kill(); err != nil {
 			return c.fail("kill", err)
 		}
@@ -371,7 +375,7 @@ func (c *Container) shutDown() error {
 	}
 	defer unlock()
 	if st.Spec.AutoRemove {
-		return c.fail("remove", c.eng.discard(context.Background(), st))
+		return c.fail("remove", c.eng.destroy(context.Background(), st))
 	}
 	st.Owner = ""
 	return c.fail("release", c.setState(st))
