@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -68,6 +69,17 @@ func describe(list []coracle.Event, registry string) string {
 	return strings.ReplaceAll(b.String(), registry, "REGISTRY")
 }
 
+// readyWriter tells when something is written to it.
+type readyWriter struct {
+	once  sync.Once
+	ready chan struct{}
+}
+
+func (w *readyWriter) Write(p []byte) (int, error) {
+	w.once.Do(func() { close(w.ready) })
+	return len(p), nil
+}
+
 // TestEventSequences compares the events of whole lives with a list.
 func TestEventSequences(t *testing.T) {
 	ctx, eng := t.Context(), engine(t)
@@ -110,9 +122,11 @@ func TestEventSequences(t *testing.T) {
 		}},
 		{"run", func() { must(eng.Run(ctx, &coracle.ContainerSpec{Name: "c", Image: "tool", Args: []string{"true"}})) }},
 		{"stop", func() {
-			c := create(coracle.ContainerSpec{Name: "c", Args: []string{"sleep", "60000"}})
+			ready := &readyWriter{ready: make(chan struct{})}
+			c := create(coracle.ContainerSpec{Name: "c", Args: []string{"obey"}, Stdout: ready})
 			must(c.Stop(ctx, nil)) // it does not run: nothing happens
 			must(c.Start(ctx))
+			<-ready.ready
 			must(c.Stop(ctx, nil))
 			must(c.Stop(ctx, nil))
 			must(c.Remove(ctx, nil))
