@@ -96,6 +96,13 @@ func (p *pastEvents) settle(ctx context.Context, st *containerState, stays bool)
 	}
 }
 
+// settleEvents is settle for a container that an operation found before any sweep did: it is locked.
+func (e *Engine) settleEvents(ctx context.Context, st *containerState) {
+	if st.Owner != "" && st.Owner != e.owner.id && !e.ownerAlive(st.Owner) {
+		(&pastEvents{eng: e}).settle(ctx, st, true)
+	}
+}
+
 // discard is Engine.discard with its event.
 func (p *pastEvents) discard(ctx context.Context, st *containerState) error {
 	if c := p.of(ctx, st); c == nil || c.destroyed {

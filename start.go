@@ -72,6 +72,7 @@ func (c *Container) start(ctx context.Context) error {
 	if st.Status == StatusRunning {
 		return ErrRunning
 	}
+	e.settleEvents(ctx, st)
 	r, err := c.launch(ctx, st)
 	if err != nil {
 		return err

@@ -227,6 +227,7 @@ func (c *Container) remove(ctx context.Context, opts *RemoveOptions) error {
 	case st.Owner != e.owner.id && e.ownerAlive(st.Owner):
 		return fmt.Errorf("%w: the container belongs to another program that is running", ErrInUse)
 	}
+	e.settleEvents(ctx, st)
 	// Removing goes on to its end once begun.
 	if err := e.destroy(context.WithoutCancel(ctx), st); err != nil {
 		return err
