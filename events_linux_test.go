@@ -132,14 +132,18 @@ func TestEventSequences(t *testing.T) {
 			must(c.Remove(ctx, nil))
 		}},
 		{"stop that has to kill", func() {
-			c := create(coracle.ContainerSpec{Name: "c", Args: []string{"stubborn"}})
+			ready := &readyWriter{ready: make(chan struct{})}
+			c := create(coracle.ContainerSpec{Name: "c", Args: []string{"stubborn"}, Stdout: ready})
 			must(c.Start(ctx))
+			<-ready.ready // before, a signal would end it
 			must(c.Stop(ctx, &coracle.StopOptions{Timeout: 50 * time.Millisecond}))
 			must(c.Remove(ctx, nil))
 		}},
 		{"kill", func() {
-			c := create(coracle.ContainerSpec{Name: "c", Args: []string{"stubborn"}})
+			ready := &readyWriter{ready: make(chan struct{})}
+			c := create(coracle.ContainerSpec{Name: "c", Args: []string{"stubborn"}, Stdout: ready})
 			must(c.Start(ctx))
+			<-ready.ready // before, a signal would end it
 			must(c.Signal(ctx, syscall.SIGUSR1))
 			must(c.Kill(ctx))
 			wait(c)
@@ -149,8 +153,10 @@ func TestEventSequences(t *testing.T) {
 			must(c.Remove(ctx, nil))
 		}},
 		{"remove by force", func() {
-			c := create(coracle.ContainerSpec{Name: "c", Args: []string{"stubborn"}})
+			ready := &readyWriter{ready: make(chan struct{})}
+			c := create(coracle.ContainerSpec{Name: "c", Args: []string{"stubborn"}, Stdout: ready})
 			must(c.Start(ctx))
+			<-ready.ready // before, a signal would end it
 			must(c.Remove(ctx, &coracle.RemoveOptions{Force: true}))
 		}},
 		{"out of memory", func() {
