@@ -32,7 +32,8 @@ func (p *pastEvents) load(ctx context.Context) {
 		return
 	}
 	p.read, p.containers = true, make(map[string]*pastContainer)
-	for rec, err := range p.eng.events.journal.Read(ctx, journal.ReadOptions{}) {
+	// To its end: with half of it, events would come twice. It takes a moment.
+	for rec, err := range p.eng.events.journal.Read(context.WithoutCancel(ctx), journal.ReadOptions{}) {
 		var gap *journal.Gap
 		if errors.As(err, &gap) {
 			continue
