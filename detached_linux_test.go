@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -377,4 +378,50 @@ func logged(t testing.TB, c *coracle.Container) string {
 		t.Fatal(err)
 	}
 	return out.String()
+}
+
+// TestDetachedEvents: each start has one end, whoever notes it, and killed programs change nothing of that.
+func TestDetachedEvents(t *testing.T) {
+	testutil.RequireRoot(t)
+	root := t.TempDir()
+	eng := openAgain(t, root)
+	toolImage(t, eng, nil)
+	c := detached(t, eng, coracle.ContainerSpec{}, "exit", "5")
+	others := []*coracle.Engine{openAgain(t, root), openAgain(t, root)}
+	var wg sync.WaitGroup
+	for _, e := range append(others, eng) {
+		wg.Go(func() {
+			seen, err := e.Container(t.Context(), c.ID())
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			if exit, err := seen.Wait(t.Context()); err != nil || exit.Code != 5 {
+				t.Errorf("it ended with %v, %v", exit, err)
+			}
+		})
+	}
+	wg.Wait()
+	removed := detached(t, eng, coracle.ContainerSpec{AutoRemove: true}, "true")
+	eventually(t, "it is removed", func() bool {
+		_, err := eng.Container(t.Context(), removed.ID())
+		return errors.Is(err, fs.ErrNotExist)
+	})
+	counts := make(map[string]int)
+	for ev, err := range eng.Events(t.Context(), nil) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if ev.Type == coracle.EventContainer {
+			counts[ev.ID[:4]+" "+string(ev.Action)+" "+ev.Attributes["exitCode"]]++
+		}
+	}
+	for _, want := range []string{
+		c.ID()[:4] + " create ", c.ID()[:4] + " start ", c.ID()[:4] + " die 5",
+		removed.ID()[:4] + " create ", removed.ID()[:4] + " start ", removed.ID()[:4] + " die 0", removed.ID()[:4] + " destroy ",
+	} {
+		if counts[want] != 1 {
+			t.Errorf("%d events %q: %v", counts[want], want, counts)
+		}
+	}
 }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"reflect"
 	"slices"
+	"syscall"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -73,13 +74,17 @@ func (c *Container) start(ctx context.Context) error {
 		return ErrRunning
 	}
 	if st.unsettled() {
-		if err := e.removeGroup(ctx, st.ID); err != nil {
+		if err := c.settleLocked(ctx, st); err != nil {
 			return err
+		}
+		if st, err = c.current(); err != nil {
+			return err // removed, as its spec says
 		}
 	}
 	if st.Customized && st.Spec.Customize == nil {
 		return fmt.Errorf("%w: its Customize function is known only to the program that created it, before its first detached start", ErrInvalid)
 	}
+	e.settleEvents(ctx, st)
 	r, err := c.launch(ctx, st)
 	if err != nil {
 		return err
@@ -101,6 +106,7 @@ func (c *Container) start(ctx context.Context) error {
 		return errors.Join(err, r.group.Remove(context.WithoutCancel(ctx)), c.setState(&next))
 	}
 	e.own(c, r)
+	e.emitContainer(&next, ActionStart)
 	go c.monitor(r)
 	return nil
 }
@@ -362,6 +368,7 @@ func (c *Container) monitor(r *run) {
 	} else {
 		errs = append(errs, c.setState(st))
 	}
+	c.eng.emitDied(st)
 	close(r.ended)
 
 	errs = append(errs, <-removed)
@@ -370,7 +377,7 @@ func (c *Container) monitor(r *run) {
 		// Under the lock: it tells Check that the container is being removed.
 		_, unlock, err := c.lock(ctx)
 		if err == nil {
-			errs = append(errs, c.eng.discard(ctx, st))
+			errs = append(errs, c.eng.destroy(ctx, st))
 			unlock()
 		} else if !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, err)
@@ -400,6 +407,7 @@ func (c *Container) shutDown() error {
 	r := c.lastRun()
 	c.op.Unlock()
 	if r != nil {
+		c.emitKill(syscall.SIGKILL, r.proc.Signal)
 		if err := r.proc.Kill(); err != nil {
 			return c.fail("kill", err)
 		}
@@ -417,7 +425,7 @@ func (c *Container) shutDown() error {
 	}
 	defer unlock()
 	if st.Spec.AutoRemove {
-		return c.fail("remove", c.eng.discard(context.Background(), st))
+		return c.fail("remove", c.eng.destroy(context.Background(), st))
 	}
 	st.Owner = ""
 	return c.fail("release", c.setState(st))
