@@ -78,6 +78,12 @@ func (g *Group) Freeze(context.Context) error { return errors.ErrUnsupported }
 // Thaw returns an error that matches errors.ErrUnsupported.
 func (g *Group) Thaw(context.Context) error { return errors.ErrUnsupported }
 
+// Frozen returns false.
+func (g *Group) Frozen() (bool, error) { return false, nil }
+
+// FrozenDie returns true.
+func (g *Group) FrozenDie() bool { return true }
+
 // Kill does nothing.
 func (g *Group) Kill(context.Context) error { return nil }
 

@@ -11,8 +11,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Freeze stops all processes of the group until [Group.Thaw], and returns when they are stopped.
-func (g *Group) Freeze(ctx context.Context) error { return g.freeze(ctx, true) }
+// Freeze stops all processes of the group until [Group.Thaw], and returns when they are stopped. If it fails, also for
+// the end of ctx, the group is thawed again.
+//
+// In version 2 a frozen process can be killed; in a freezer of version 1 it dies when it is thawed.
+func (g *Group) Freeze(ctx context.Context) error {
+	err := g.freeze(ctx, true)
+	if err != nil {
+		// What could not be frozen as a whole must not stay half frozen. The file is written even where nothing was
+		// frozen; the error that counts is the first.
+		_ = g.writeFreezer(false)
+	}
+	return err
+}
 
 // Thaw lets the processes of the group run on.
 func (g *Group) Thaw(ctx context.Context) error { return g.freeze(ctx, false) }
@@ -22,12 +33,8 @@ func (g *Group) freeze(ctx context.Context, frozen bool) error {
 	if frozen {
 		verb = "freeze"
 	}
-	t := g.h.tree("")
-	file := "cgroup.freeze"
+	t, file := g.freezer()
 	if t == nil {
-		t, file = g.h.tree("freezer"), "freezer.state"
-	}
-	if t == nil || g.none {
 		return fmt.Errorf("cgroup: %s group %q: %w", verb, g.name, &UnsupportedError{Feature: "freezing", File: file,
 			Fix: "mount a cgroup hierarchy with a freezer that this process may write"})
 	}
@@ -45,17 +52,85 @@ func (g *Group) freeze(ctx context.Context, frozen bool) error {
 	return nil
 }
 
+// freezer returns the hierarchy that freezes the group, or nil, and the file that does it.
+func (g *Group) freezer() (*tree, string) {
+	t, file := g.h.tree(""), "cgroup.freeze"
+	if t == nil {
+		t, file = g.h.tree("freezer"), "freezer.state"
+	}
+	if g.none {
+		t = nil
+	}
+	return t, file
+}
+
+// Frozen reports whether the group is frozen or about to be, by whomever: what was begun by a process that was killed
+// counts too. It is false where nothing can freeze. The error matches [fs.ErrNotExist] if there is no such group.
+func (g *Group) Frozen() (bool, error) {
+	t, file := g.freezer()
+	if t == nil {
+		return false, nil
+	}
+	dir, err := t.dir()
+	if err != nil {
+		return false, nil
+	}
+	data, err := readAt(dir, g.name+"/"+file)
+	if err == unix.ENODEV { // removed meanwhile
+		err = unix.ENOENT
+	}
+	if err != nil {
+		return false, fmt.Errorf("cgroup: %w", &fs.PathError{Op: "read", Path: path.Join(t.where(), g.name, file), Err: err})
+	}
+	if t.v2 {
+		return bytes.HasPrefix(data, []byte("1")), nil
+	}
+	return !bytes.HasPrefix(data, []byte("THAWED")), nil
+}
+
+// FrozenDie reports whether SIGKILL ends a frozen process of the group at once. In a freezer of version 1 it does not:
+// the group is to be thawed after it.
+func (g *Group) FrozenDie() bool {
+	t, _ := g.freezer()
+	return t == nil || t.v2
+}
+
+// writeFreezer says what is wanted, without waiting for it.
+func (g *Group) writeFreezer(frozen bool) error {
+	t, file := g.freezer()
+	if t == nil {
+		return nil
+	}
+	dir, err := t.dir()
+	if err != nil {
+		return err
+	}
+	return writeAt(dir, g.name+"/"+file, freezerValue(t.v2, frozen))
+}
+
+func freezerValue(v2, frozen bool) string {
+	switch {
+	case v2 && frozen:
+		return "1"
+	case v2:
+		return "0"
+	case frozen:
+		return "FROZEN"
+	}
+	return "THAWED"
+}
+
 func freezeUnified(ctx context.Context, dir int, name string, frozen bool) error {
 	fd, err := retryOpen(dir, name+"/cgroup.events", unix.O_RDONLY)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(fd)
-	value, want := "0", []byte("frozen 0")
+	want := []byte("frozen 0")
 	if frozen {
-		value, want = "1", []byte("frozen 1")
+		want = []byte("frozen 1")
 	}
-	if err := writeAt(dir, name+"/cgroup.freeze", value); err != nil {
+	if err := writeAt(dir, name+"/cgroup.freeze", freezerValue(true, frozen)); err != nil {
 		return err
 	}
 	for wait := 1; ; wait = min(2*wait, 100) {
@@ -77,10 +152,7 @@ func freezeUnified(ctx context.Context, dir int, name string, frozen bool) error
 }
 
 func freezeLegacy(ctx context.Context, dir int, name string, frozen bool) error {
-	value := "THAWED"
-	if frozen {
-		value = "FROZEN"
-	}
+	value := freezerValue(false, frozen)
 	for wait := 100 * time.Microsecond; ; wait = min(2*wait, 10*time.Millisecond) {
 		// Written again each time: a process that forks meanwhile can keep the group at FREEZING until then.
 		if err := writeAt(dir, name+"/freezer.state", value); err != nil {
