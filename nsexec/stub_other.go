@@ -15,6 +15,7 @@ import (
 type Options struct {
 	Root, Cgroup, CgroupKill *os.File
 	Tasks                    []*os.File
+	Init                     bool
 }
 
 // A Program exists on Linux.
