@@ -58,6 +58,7 @@ type Engine struct {
 	launcher nsexec.Launcher
 
 	pullState // image.go, pull.go
+	watch     stateWatch
 
 	mu     sync.Mutex
 	owned  map[string]*Container // by id: those that this engine answers for

@@ -21,6 +21,8 @@ func openProcess(*containerState) (*hostProcess, error) { return nil, errors.Err
 
 func (*hostProcess) close() {}
 
+func (*hostProcess) ended() bool { return true }
+
 func (*hostProcess) signal(syscall.Signal) error { return errors.ErrUnsupported }
 
 func (*hostProcess) wait(context.Context) error { return errors.ErrUnsupported }

@@ -159,7 +159,7 @@ func (c *Container) launch(ctx context.Context, st *containerState) (_ *run, err
 			return nil, err
 		}
 	}
-	prog, err := nsexec.Compile(spec, &nsexec.Options{Root: root, Cgroup: join.Dir, Tasks: join.Tasks, CgroupKill: join.Kill})
+	prog, err := nsexec.Compile(spec, &nsexec.Options{Root: root, Cgroup: join.Dir, Tasks: join.Tasks, CgroupKill: join.Kill, Init: st.Spec.Init})
 	if err != nil {
 		return nil, err
 	}
@@ -309,7 +309,8 @@ func (c *Container) monitor(r *run) {
 	r.streamErr = r.streams.end()
 
 	st.Status, st.Finished, st.PID, st.Exit = StatusExited, time.Now(), 0, &r.exit
-	if st.Spec.AutoRemove {
+	autoRemove := st.Spec.AutoRemove && !c.keep.Load() // see Restart
+	if autoRemove {
 		c.mu.Lock()
 		c.state = st
 		c.mu.Unlock()
@@ -320,11 +321,11 @@ func (c *Container) monitor(r *run) {
 
 	errs = append(errs, <-removed)
 	crashpoint.At("end: cgroup gone")
-	if st.Spec.AutoRemove {
-		// Under the lock: it tells Check that the container is being removed.
-		_, unlock, err := c.lock(ctx)
+	if autoRemove {
+		// Under the lock: it tells Check that the container is being removed. It may have another name by now.
+		now, unlock, err := c.lock(ctx)
 		if err == nil {
-			errs = append(errs, c.eng.discard(ctx, st))
+			errs = append(errs, c.eng.discard(ctx, now))
 			unlock()
 		} else if !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, err)
@@ -354,7 +355,7 @@ func (c *Container) shutDown() error {
 	r := c.lastRun()
 	c.op.Unlock()
 	if r != nil {
-		if err := r.proc.Kill(); err != nil {
+		if err := errors.Join(r.proc.Kill(), c.thawKilled()); err != nil {
 			return c.fail("kill", err)
 		}
 		<-r.cleaned

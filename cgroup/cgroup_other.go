@@ -32,6 +32,9 @@ func (h *Hierarchy) Controllers() []string { return nil }
 // Mounts returns nil.
 func (h *Hierarchy) Mounts() []Mount { return nil }
 
+// KillsFrozen returns true.
+func (h *Hierarchy) KillsFrozen() bool { return true }
+
 // Names returns nil.
 func (h *Hierarchy) Names() ([]string, error) { return nil, nil }
 
@@ -80,9 +83,6 @@ func (g *Group) Thaw(context.Context) error { return errors.ErrUnsupported }
 
 // Frozen returns false.
 func (g *Group) Frozen() (bool, error) { return false, nil }
-
-// FrozenDie returns true.
-func (g *Group) FrozenDie() bool { return true }
 
 // Kill does nothing.
 func (g *Group) Kill(context.Context) error { return nil }

@@ -88,12 +88,9 @@ func (g *Group) Frozen() (bool, error) {
 	return !bytes.HasPrefix(data, []byte("THAWED")), nil
 }
 
-// FrozenDie reports whether SIGKILL ends a frozen process of the group at once. In a freezer of version 1 it does not:
-// the group is to be thawed after it.
-func (g *Group) FrozenDie() bool {
-	t, _ := g.freezer()
-	return t == nil || t.v2
-}
+// KillsFrozen reports whether SIGKILL ends a frozen process at once. In a freezer of version 1 it does not: the group is to
+// be thawed after it.
+func (h *Hierarchy) KillsFrozen() bool { return h.tree("") != nil || h.tree("freezer") == nil }
 
 // writeFreezer says what is wanted, without waiting for it.
 func (g *Group) writeFreezer(frozen bool) error {
