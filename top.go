@@ -2,6 +2,8 @@ package coracle
 
 import (
 	"context"
+	"errors"
+	"io/fs"
 	"time"
 )
 
@@ -46,15 +48,15 @@ func (c *Container) top(ctx context.Context) ([]ProcessInfo, error) {
 		return nil, ErrNotRunning
 	}
 	group, err := c.eng.group(st.ID)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, unlessGone(st, &UnsupportedError{Feature: "listing the processes of a container without a cgroup", Fix: "mount cgroups that this program may write"})
+	}
 	if err != nil {
-		return nil, unlessGone(st, err)
+		return nil, err
 	}
 	pids, err := group.Procs()
 	if err != nil {
 		return nil, err
-	}
-	if len(pids) == 0 && alive(st) {
-		return nil, &UnsupportedError{Feature: "listing the processes of a container without a cgroup", Fix: "mount cgroups that this program may write"}
 	}
 	seen, err := readProcesses(ctx, pids)
 	if err != nil {
@@ -71,8 +73,8 @@ func (c *Container) top(ctx context.Context) ([]ProcessInfo, error) {
 			list = append(list, p)
 		}
 	}
-	if len(list) == 0 && !alive(st) {
-		return nil, ErrNotRunning
+	if len(list) == 0 {
+		return nil, ErrNotRunning // what is dying is not listed any more
 	}
 	return list, nil
 }

@@ -6,6 +6,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -131,9 +132,11 @@ func parseArgs(line []byte) []string {
 // goroutine reads, and is given up after a while.
 type lineReader struct{ patience time.Duration }
 
-// stuckReads has a place for each command line that is being read, in the whole program. When all places are taken by
-// reads that do not end, no command lines are read.
-var stuckReads = make(chan struct{}, 8)
+// lineReads counts the command lines that are being read in the whole program. When as many as maxLineReads do not end, no
+// more are read.
+var lineReads atomic.Int32
+
+const maxLineReads = 8
 
 // readPatience is how long a command line may take; after the first one that has not come, lessPatience.
 const (
@@ -142,19 +145,18 @@ const (
 )
 
 func (r *lineReader) read(dir int) []byte {
-	select {
-	case stuckReads <- struct{}{}:
-	default:
+	if lineReads.Add(1) > maxLineReads {
+		lineReads.Add(-1)
 		return nil
 	}
 	fd, err := unix.Openat(dir, "cmdline", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		<-stuckReads
+		lineReads.Add(-1)
 		return nil
 	}
 	result := make(chan []byte, 1)
 	go func() {
-		defer func() { <-stuckReads }()
+		defer lineReads.Add(-1)
 		defer unix.Close(fd)
 		buf := make([]byte, maxArgs)
 		n, err := unix.Read(fd, buf)

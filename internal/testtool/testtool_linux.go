@@ -110,6 +110,10 @@ func Run(args []string) int {
 		if err := w.Flush(); err != nil {
 			return die(err)
 		}
+	case "spin": // uses one processor
+		fmt.Println("ready")
+		for {
+		}
 	case "kill-self": // kill-self SIGNAL
 		signal.Reset(syscall.Signal(number(1)))
 		syscall.Kill(os.Getpid(), syscall.Signal(number(1)))
