@@ -32,7 +32,6 @@ type Container struct {
 
 	renamed atomic.Pointer[string] // the last name that is known, if it is not name
 	restart sync.Mutex             // held by Restart
-	keep    atomic.Bool            // Restart goes on: AutoRemove does not count at this end
 
 	mu    sync.Mutex
 	state *containerState // of a container that this engine owns, otherwise nil

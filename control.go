@@ -112,7 +112,7 @@ func alive(st *containerState) bool {
 	if st.Status != StatusRunning {
 		return false
 	}
-	p, err := openProcess(st)
+	p, err := openProcess(st.PID, st.BootID, st.StartTime)
 	if err != nil {
 		return false
 	}
@@ -227,9 +227,15 @@ func (c *Container) stopAndStart(ctx context.Context, opts *StopOptions) error {
 	if st.Owner != c.eng.owner.id && c.eng.ownerAlive(st.Owner) {
 		return fmt.Errorf("%w: the container belongs to another program that is running", ErrInUse)
 	}
-	c.keep.Store(true)
+	if st.Spec.AutoRemove {
+		if err := c.keepAtEnd(ctx, true); err != nil {
+			return err
+		}
+	}
 	err = c.stop(ctx, opts)
-	c.keep.Store(false) // the next run may end at once
+	if st.Spec.AutoRemove { // the next run may end at once
+		err = errors.Join(err, c.keepAtEnd(context.WithoutCancel(ctx), false))
+	}
 	if err == nil {
 		err = c.start(ctx)
 	}
@@ -241,4 +247,29 @@ func (c *Container) stopAndStart(ctx context.Context, opts *StopOptions) error {
 		}
 	}
 	return err
+}
+
+// keepAtEnd notes that the container is to stay when it ends, in spite of AutoRemove, or that it is not any more. The note
+// holds as long as this engine lives.
+func (c *Container) keepAtEnd(ctx context.Context, keep bool) error {
+	st, unlock, err := c.lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	return c.eng.change(st.ID, func(ch *containerChanges) {
+		ch.Restarting = ""
+		if keep {
+			ch.Restarting = c.eng.owner.id
+		}
+	})
+}
+
+// removedAtEnd reports whether a container that has just ended is to be removed.
+func (e *Engine) removedAtEnd(st *containerState) bool {
+	if !st.Spec.AutoRemove {
+		return false
+	}
+	ch, err := e.changes(st.ID)
+	return err != nil || ch.Restarting == "" || !e.ownerAlive(ch.Restarting)
 }

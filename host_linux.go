@@ -28,48 +28,67 @@ var bootID = sync.OnceValue(func() string {
 
 // processIdentity returns what tells the process with this pid from all later ones.
 func processIdentity(pid int) (boot string, startTime uint64) {
+	_, startTime = processStat(pid)
+	if startTime == 0 {
+		return "", 0
+	}
+	return bootID(), startTime
+}
+
+// processLives reports whether the process that processIdentity has described runs. One that has ended and is still to
+// be reaped does not.
+func processLives(pid int, boot string, start uint64) bool {
+	if boot == "" || boot != bootID() {
+		return false
+	}
+	state, now := processStat(pid)
+	return now == start && state != 'Z' && state != 'X'
+}
+
+// processStat returns the state and the start time of a process, or zeros.
+func processStat(pid int) (state byte, startTime uint64) {
 	f, err := os.Open("/proc/" + strconv.Itoa(pid) + "/stat")
 	if err != nil {
-		return "", 0
+		return 0, 0
 	}
 	defer f.Close()
 	var b [1024]byte
 	n, err := io.ReadFull(f, b[:])
 	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
-		return "", 0
+		return 0, 0
 	}
 	// The name in parentheses may contain anything; field 22 is the start time, and state, after the name, is field 3.
 	text := string(b[:n])
 	fields := strings.Fields(text[strings.LastIndexByte(text, ')')+1:])
 	if len(fields) < 20 {
-		return "", 0
+		return 0, 0
 	}
 	startTime, _ = strconv.ParseUint(fields[19], 10, 64)
-	return bootID(), startTime
+	return fields[0][0], startTime
 }
 
 // hostProcess is the first process of a container that another program runs.
 type hostProcess struct{ fd *os.File }
 
-// openProcess opens the process that a state names. The error matches os.ErrProcessDone if it has ended.
-func openProcess(st *containerState) (*hostProcess, error) {
-	if st.PID <= 0 || st.BootID == "" || st.BootID != bootID() {
+// openProcess opens the process that processIdentity has described. The error matches os.ErrProcessDone if it has ended.
+func openProcess(pid int, boot string, start uint64) (*hostProcess, error) {
+	if pid <= 0 || boot == "" || boot != bootID() {
 		return nil, os.ErrProcessDone
 	}
-	fd, err := unix.PidfdOpen(st.PID, unix.PIDFD_NONBLOCK)
+	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
 	if errors.Is(err, unix.EINVAL) { // before Linux 5.10
-		fd, err = unix.PidfdOpen(st.PID, 0)
+		fd, err = unix.PidfdOpen(pid, 0)
 	}
 	if errors.Is(err, unix.ESRCH) {
 		return nil, os.ErrProcessDone
 	}
 	if err != nil {
-		return nil, fmt.Errorf("open process %d: %w", st.PID, err)
+		return nil, fmt.Errorf("open process %d: %w", pid, err)
 	}
 	unix.SetNonblock(fd, true)
 	p := &hostProcess{os.NewFile(uintptr(fd), "pidfd")} // not blocking, so the runtime's poller waits for it
 	// Only now is it certain that the number does not pass to another process while it is looked at.
-	if _, start := processIdentity(st.PID); start != st.StartTime {
+	if _, now := processIdentity(pid); now != start {
 		p.close()
 		return nil, os.ErrProcessDone
 	}

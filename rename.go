@@ -20,6 +20,8 @@ type containerChanges struct {
 	Version int
 	Name    string         `json:",omitempty"`
 	Limits  *cgroup.Limits `json:",omitempty"`
+	// Restarting is the engine that restarts the container: AutoRemove does not count at this end.
+	Restarting string `json:",omitempty"`
 }
 
 const changesFile = "changes.json"

@@ -309,7 +309,7 @@ func (c *Container) monitor(r *run) {
 	r.streamErr = r.streams.end()
 
 	st.Status, st.Finished, st.PID, st.Exit = StatusExited, time.Now(), 0, &r.exit
-	autoRemove := st.Spec.AutoRemove && !c.keep.Load() // see Restart
+	autoRemove := c.eng.removedAtEnd(st)
 	if autoRemove {
 		c.mu.Lock()
 		c.state = st

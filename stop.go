@@ -50,7 +50,7 @@ func (c *Container) waitElsewhere(ctx context.Context) (ExitStatus, error) {
 		case !c.eng.ownerAlive(st.Owner):
 			return unknown, nil
 		}
-		p, err := openProcess(st)
+		p, err := openProcess(st.PID, st.BootID, st.StartTime)
 		if err == nil {
 			err = p.wait(ctx)
 			p.close()
@@ -90,7 +90,7 @@ func (c *Container) send(sig syscall.Signal) error {
 	if st.Status != StatusRunning {
 		return ErrNotRunning
 	}
-	p, err := openProcess(st)
+	p, err := openProcess(st.PID, st.BootID, st.StartTime)
 	if err == nil {
 		err = p.signal(sig)
 		p.close()

@@ -122,7 +122,7 @@ func (w *stateWatch) process(d *watched, st *containerState) <-chan struct{} {
 	}
 	ended := make(chan struct{})
 	d.pid, d.start, d.ended = st.PID, st.StartTime, ended
-	p, err := openProcess(st)
+	p, err := openProcess(st.PID, st.BootID, st.StartTime)
 	if err != nil {
 		close(ended)
 		return ended
