@@ -88,7 +88,8 @@ func (g *Group) checkUpdate(m *specs.LinuxMemory) (swapFirst bool, err error) {
 	if m.Swap == nil || !g.h.legacy("memory") {
 		return false, nil
 	}
-	return *m.Swap < 0 || uint64(*m.Swap) > now.number("memory", "memory.memsw.limit_in_bytes"), nil
+	limit := now.number("memory", "memory.memsw.limit_in_bytes") // 0: none, which nothing is above
+	return *m.Swap < 0 || limit > 0 && uint64(*m.Swap) > limit, nil
 }
 
 // write does one write, and adds to done what undoes it. A group that was just made is removed and needs none of that.

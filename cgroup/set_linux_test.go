@@ -98,6 +98,9 @@ func TestUpdate(t *testing.T) {
 	if s, err := g.Stats(); err != nil || s.Memory.Limit != 0 || s.Memory.SwapLimit != 0 {
 		t.Errorf("after that the limit is %+v, %v", s.Memory, err)
 	}
+	if err := g.Update(resources(t, Limits{Memory: 64 << 20})); err != nil {
+		t.Errorf("a limit after that: %v", err)
+	}
 	if err := g.Update(resources(t, Limits{CPUPeriod: 50000})); err != nil {
 		t.Fatal(err)
 	}
