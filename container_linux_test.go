@@ -33,6 +33,7 @@ func TestMain(m *testing.M) {
 	testtool.Main()
 	helperMain()
 	modelMain()
+	controlModelMain()
 	pullMain()
 	walkMain()
 	placeMain()

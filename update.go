@@ -64,8 +64,8 @@ func (c *Container) update(ctx context.Context, change cgroup.Limits) error {
 			return err
 		}
 		err := group.Update(resources)
-		if errors.Is(err, fs.ErrNotExist) && !alive(st) {
-			group, err = nil, nil
+		if err != nil && !alive(st) {
+			group, err = nil, nil // it has ended meanwhile, and its group is gone or on its way
 		}
 		if err != nil {
 			return err

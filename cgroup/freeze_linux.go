@@ -12,7 +12,7 @@ import (
 )
 
 // Freeze stops all processes of the group until [Group.Thaw], and returns when they are stopped. If it fails, also for
-// the end of ctx, the group is thawed again.
+// the end of ctx, the group is thawed again. The error matches [fs.ErrNotExist] if there is no such group.
 //
 // In version 2 a frozen process can be killed; in a freezer of version 1 it dies when it is thawed.
 func (g *Group) Freeze(ctx context.Context) error {
@@ -45,6 +45,9 @@ func (g *Group) freeze(ctx context.Context, frozen bool) error {
 		} else {
 			err = freezeLegacy(ctx, dir, g.name, frozen)
 		}
+	}
+	if err == unix.ENODEV { // removed since its files were opened
+		err = unix.ENOENT
 	}
 	if err != nil {
 		return fmt.Errorf("cgroup: %s group: %w", verb, &fs.PathError{Op: "write", Path: path.Join(t.where(), g.name, file), Err: err})
