@@ -191,6 +191,71 @@ func TestPause(t *testing.T) {
 	}
 }
 
+// frozenInVersion1 pauses where the tree of version 2 is not there, in which a frozen process dies only when it is thawed.
+// It is one of the places of TestPlaces.
+func frozenInVersion1(ctx context.Context, root string) (err error) {
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		return err
+	}
+	for line := range strings.Lines(string(mounts)) {
+		if f := strings.Fields(line); f[2] == "cgroup2" {
+			if err := unix.Unmount(f[1], unix.MNT_DETACH); err != nil {
+				return err
+			}
+		}
+	}
+	if h, err := cgroup.Open(cgroup.Config{}); err != nil || h.Mode() != cgroup.V1 {
+		return errors.Join(err, h.Close()) // version 2 is all there is
+	} else {
+		h.Close()
+	}
+	eng, err := coracle.Open(ctx, coracle.Config{Root: root})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, eng.Close()) }()
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	for name, end := range map[string]func(*coracle.Container) error{
+		"kill":   func(c *coracle.Container) error { return c.Kill(ctx) },
+		"stop":   func(c *coracle.Container) error { return c.Stop(ctx, &coracle.StopOptions{Timeout: time.Millisecond}) },
+		"remove": func(c *coracle.Container) error { return c.Remove(ctx, &coracle.RemoveOptions{Force: true}) },
+		"resume": func(c *coracle.Container) error { return errors.Join(c.Resume(ctx), c.Kill(ctx)) },
+		"close":  func(*coracle.Container) error { return eng.Close() },
+	} {
+		c, err := eng.Create(ctx, &coracle.ContainerSpec{Image: "tool", Args: []string{"stubborn"}, AutoRemove: true})
+		if err == nil {
+			err = c.Start(ctx)
+		}
+		if err == nil {
+			err = c.Pause(ctx)
+		}
+		if err == nil {
+			var info *coracle.ContainerInfo
+			if info, err = c.Inspect(ctx); err == nil && info.Status != coracle.StatusPaused {
+				err = fmt.Errorf("status %s", info.Status)
+			}
+		}
+		if err == nil {
+			err = end(c)
+		}
+		if err == nil && name != "remove" && name != "close" {
+			_, err = c.Wait(ctx)
+			c.Cleaned()
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+		if name == "close" {
+			if eng, err = coracle.Open(ctx, coracle.Config{Root: root}); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
 // TestClosePaused: an engine that is closed ends its paused containers too.
 func TestClosePaused(t *testing.T) {
 	ctx, eng := t.Context(), engine(t)
