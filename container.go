@@ -20,7 +20,8 @@ import (
 
 // A Container is a handle on a container of an engine's root. Its methods may be called from many goroutines.
 //
-// A running container belongs to the engine that started it; others see it, can wait for it and signal it.
+// A running container belongs to the engine that started it; others see it, can wait for it and signal it. A detached
+// one belongs to all.
 type Container struct {
 	eng  *Engine
 	id   string
@@ -77,7 +78,7 @@ func (e *Engine) create(ctx context.Context, spec *ContainerSpec) (_ *Container,
 	defer func() { release() }()
 	st := &containerState{
 		Version: stateVersion, ID: newID(idLength / 2), Name: spec.Name, Owner: e.owner.id, Status: StatusCreated,
-		Spec: spec.clone(), ImageID: img.ID(), Layers: layers, Created: time.Now(),
+		Spec: spec.clone(), ImageID: img.ID(), Layers: layers, Created: time.Now(), Customized: spec.Customize != nil,
 	}
 	if st.Resolved, err = spec.resolve(img.config.Config, st.ID); err != nil {
 		return nil, err
@@ -114,7 +115,7 @@ func (e *Engine) create(ctx context.Context, spec *ContainerSpec) (_ *Container,
 	}
 	// An attached container does not outlive its program, and what it wrote does not have to outlive a power failure.
 	// Without Volatile, its end would write out everything that the host has not written yet.
-	opts := &layerfs.SnapshotOptions{Volatile: true}
+	opts := &layerfs.SnapshotOptions{Volatile: !spec.Detached}
 	if _, err := e.store.NewSnapshot(ctx, st.ID, layers, opts); err != nil {
 		return nil, err
 	}
@@ -136,7 +137,10 @@ func (e *Engine) discard(ctx context.Context, st *containerState) error {
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	return e.removeState(st.ID)
+	if err := e.removeState(st.ID); err != nil {
+		return err
+	}
+	return e.unmark(st.ID)
 }
 
 // Container finds a container by its name, its id or an unambiguous beginning of its id. The error matches
@@ -263,7 +267,11 @@ func (c *Container) current() (*containerState, error) {
 		st := *c.state
 		return &st, c.eng.applyChanges(&st)
 	}
-	return c.eng.readState(c.id)
+	st, err := c.eng.readState(c.id)
+	if err != nil {
+		return nil, err
+	}
+	return c.eng.derived(st), nil
 }
 
 // setState stores the state, here and on disk. The container is locked.

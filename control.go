@@ -26,8 +26,11 @@ func (c *Container) Pause(ctx context.Context) error { return c.fail("pause", c.
 
 func (c *Container) pause(ctx context.Context) error {
 	return c.control(ctx, func(ctx context.Context, st *containerState, group *cgroup.Group) error {
-		if frozen, err := group.Frozen(); err != nil || frozen {
-			return errors.Join(err, ifTrue(frozen, ErrPaused))
+		switch frozen, err := group.Frozen(); {
+		case err != nil:
+			return err
+		case frozen:
+			return ErrPaused
 		}
 		crashpoint.At("pause: begins")
 		if err := group.Freeze(ctx); err != nil {
@@ -48,9 +51,12 @@ func (c *Container) pause(ctx context.Context) error {
 func (c *Container) Resume(ctx context.Context) error { return c.fail("resume", c.resume(ctx)) }
 
 func (c *Container) resume(ctx context.Context) error {
-	return c.control(ctx, func(ctx context.Context, _ *containerState, group *cgroup.Group) error {
-		if frozen, err := group.Frozen(); err != nil || !frozen {
-			return errors.Join(err, ifTrue(!frozen, ErrNotPaused))
+	return c.control(ctx, func(ctx context.Context, st *containerState, group *cgroup.Group) error {
+		switch frozen, err := group.Frozen(); {
+		case err != nil:
+			return err
+		case !frozen:
+			return unlessGone(st, ErrNotPaused)
 		}
 		crashpoint.At("resume: begins")
 		return group.Thaw(ctx)

@@ -1039,3 +1039,78 @@ func TestOOM(t *testing.T) {
 		}
 	}
 }
+
+// TestControlDetached: what runs under a keeper is controlled by any program, also after the one that started it.
+func TestControlDetached(t *testing.T) {
+	ctx, first := t.Context(), engine(t)
+	toolImage(t, first, nil)
+	create := func(spec coracle.ContainerSpec) *coracle.Container {
+		t.Helper()
+		spec.Image, spec.Args, spec.Detached = "tool", []string{"stubborn"}, true
+		c, err := first.Create(ctx, &spec)
+		if err == nil {
+			err = c.Start(ctx)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	id := create(coracle.ContainerSpec{Name: "kept", Init: true}).ID()
+	auto := create(coracle.ContainerSpec{Name: "auto", AutoRemove: true}).ID()
+	eng := another(t, first)
+	must(first.Close())
+	other := another(t, eng)
+	find := func(e *coracle.Engine, id string) *coracle.Container {
+		t.Helper()
+		c, err := e.Container(ctx, id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	c, theirs := find(eng, id), find(other, id)
+	must(c.Pause(ctx))
+	wantStatus(t, coracle.StatusPaused, c, theirs)
+	must(theirs.Rename(ctx, "renamed"))
+	must(c.Update(ctx, cgroup.Limits{PIDs: 77}))
+	if s, err := theirs.Stats(ctx); err != nil || s.PIDs.Limit != 77 {
+		t.Errorf("stats: %+v, %v", s, err)
+	}
+	if list, err := theirs.Top(ctx); err != nil || len(list) != 2 || list[0].Command != "coracle-init" {
+		t.Errorf("top: %+v, %v", list, err)
+	}
+	before, err := c.Inspect(ctx)
+	must(err)
+	must(theirs.Restart(ctx, &coracle.StopOptions{Timeout: coracle.StopAtOnce}))
+	after, err := c.Inspect(ctx)
+	if err != nil || after.Status != coracle.StatusRunning || after.PID == before.PID || after.Name != "renamed" {
+		t.Errorf("restarted: %+v, %v", after, err)
+	}
+	ended := make(chan error, 2)
+	for _, c := range []*coracle.Container{c, theirs} {
+		go func() { ended <- c.WaitFor(ctx, coracle.ConditionExited) }()
+	}
+	must(theirs.Pause(ctx))
+	must(c.Kill(ctx))
+	must(<-ended)
+	must(<-ended)
+	wantStatus(t, coracle.StatusExited, c, theirs)
+	wantExit(t, c, -1, syscall.SIGKILL)
+	must(c.Remove(ctx, nil))
+
+	c = find(eng, auto)
+	must(c.Restart(ctx, &coracle.StopOptions{Timeout: coracle.StopAtOnce}))
+	wantStatus(t, coracle.StatusRunning, c, find(other, auto))
+	theirs = find(other, auto)
+	go func() { ended <- theirs.WaitFor(ctx, coracle.ConditionRemoved) }()
+	time.Sleep(10 * time.Millisecond)
+	must(c.Kill(ctx))
+	must(<-ended)
+}

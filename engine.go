@@ -60,6 +60,8 @@ type Engine struct {
 	pullState // image.go, pull.go
 	watch     stateWatch
 
+	commands commands // exectarget.go
+
 	mu     sync.Mutex
 	owned  map[string]*Container // by id: those that this engine answers for
 	closed bool
@@ -187,6 +189,7 @@ func (e *Engine) release() error {
 	e.close()
 	var errs []error
 	errs = append(errs, e.launcher.Close())
+	e.commands.close()
 	if e.launcher.Dir != "" {
 		errs = append(errs, os.RemoveAll(e.launcher.Dir))
 	}
@@ -194,6 +197,7 @@ func (e *Engine) release() error {
 		errs = append(errs, e.owner.close())
 	}
 	if e.cgroups != nil {
+		errs = append(errs, e.removeKeepers())
 		errs = append(errs, e.cgroups.Close())
 	}
 	if e.store != nil {

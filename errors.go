@@ -23,7 +23,8 @@ var (
 	ErrNotPaused = errors.New("container is not paused")
 	// ErrCorrupt: content does not match its digest, or a stored object is damaged.
 	ErrCorrupt = errors.New("content is corrupt")
-	// ErrInvalid: a spec or an option makes no sense. The error names the field.
+	// ErrInvalid: a spec or an option makes no sense, and the error names the field; or a method was called that can
+	// be called only before or after another one.
 	ErrInvalid = errors.New("invalid value")
 )
 

@@ -97,6 +97,25 @@ func openProcess(pid int, boot string, start uint64) (*hostProcess, error) {
 
 func (p *hostProcess) close() { p.fd.Close() }
 
+// openRoot opens the root directory that the process with this pid, which it is, has: the container's.
+func (p *hostProcess) openRoot(pid int) (*os.File, error) {
+	fd, err := unix.Open("/proc/"+strconv.Itoa(pid)+"/root", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	// As long as the process is there, the number is its own.
+	if gone := p.signal(0); gone != nil {
+		if err == nil {
+			unix.Close(fd)
+		}
+		return nil, gone
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open the container's root: %w", err)
+	}
+	return os.NewFile(uintptr(fd), "root"), nil
+}
+
+// file is the pidfd.
+func (p *hostProcess) file() *os.File { return p.fd }
+
 func (p *hostProcess) signal(sig syscall.Signal) error {
 	var sent error
 	if err := p.control(func(fd int) { sent = unix.PidfdSendSignal(fd, sig, nil, 0) }); err != nil {

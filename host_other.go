@@ -19,11 +19,16 @@ type hostProcess struct{}
 
 func processLives(int, string, uint64) bool { return false }
 
+func makeFIFO(string) error { return errors.ErrUnsupported }
+
 func openProcess(int, string, uint64) (*hostProcess, error) { return nil, errors.ErrUnsupported }
 
 func (*hostProcess) close() {}
 
-func (*hostProcess) ended() bool { return true }
+func (*hostProcess) ended() bool                    { return true }
+func (*hostProcess) openRoot(int) (*os.File, error) { return nil, errors.ErrUnsupported }
+
+func (*hostProcess) file() *os.File { return nil }
 
 func (*hostProcess) signal(syscall.Signal) error { return errors.ErrUnsupported }
 

@@ -16,18 +16,24 @@ import (
 
 // ContainerInfo is what there is to know about a container at one moment.
 type ContainerInfo struct {
-	ID      string
-	Name    string
-	Status  ContainerStatus
-	PID     int           // of the first process, in the importing program's pid namespace; 0 if it is not running
-	Image   string        // as in the spec
-	ImageID digest.Digest // of the image's configuration
-	Labels  map[string]string
+	ID     string
+	Name   string
+	Status ContainerStatus
+	PID    int // of the first process, in the importing program's pid namespace; 0 if it is not running
+	// KeeperPID is the process that keeps a detached container while it runs, or 0.
+	KeeperPID int
+	Image     string        // as in the spec
+	ImageID   digest.Digest // of the image's configuration
+	Labels    map[string]string
 
 	Created  time.Time
 	Started  time.Time // zero if it was never started
 	Finished time.Time // zero if it is running or was never started
 	Exit     *ExitStatus
+	// LogDroppedBytes is how much of the output of a detached container was lost since its last start because the disk
+	// was full, and LogFull whether it is at present.
+	LogDroppedBytes uint64
+	LogFull         bool
 
 	// Spec is what Create was given.
 	Spec ContainerSpec
@@ -46,6 +52,14 @@ func (c *Container) Inspect(ctx context.Context) (*ContainerInfo, error) {
 		ID: st.ID, Name: st.Name, Status: c.eng.status(st), PID: st.PID, Image: st.Spec.Image, ImageID: st.ImageID,
 		Labels: st.Resolved.Labels, Created: st.Created, Started: st.Started, Finished: st.Finished, Exit: st.Exit,
 		Spec: st.Spec, OCI: st.spec,
+	}
+	if st.kept() {
+		info.KeeperPID = st.KeeperPID
+	}
+	if st.Spec.Detached && st.Status != StatusCreated {
+		if r, err := c.eng.keeperRecord(c.id); err == nil {
+			info.LogDroppedBytes, info.LogFull = r.DroppedBytes, r.LogFull
+		}
 	}
 	if info.OCI == nil && st.Status != StatusCreated {
 		spec := &specs.Spec{}

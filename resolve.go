@@ -151,6 +151,12 @@ func (s *ContainerSpec) validate() error {
 	if s.WorkingDir != "" && !path.IsAbs(s.WorkingDir) {
 		return invalid("WorkingDir", "%q is not absolute", s.WorkingDir)
 	}
+	if s.Detached && (s.Stdin != nil || s.Stdout != nil || s.Stderr != nil) {
+		return invalid("Detached", "Stdin, Stdout and Stderr belong to this program, which the container outlives: use Log, OpenStdin and Attach")
+	}
+	if s.OpenStdin && s.Stdin != nil {
+		return invalid("OpenStdin", "Stdin is set too")
+	}
 	if s.ShmSize < 0 {
 		return invalid("ShmSize", "negative")
 	}

@@ -86,7 +86,17 @@ type ContainerSpec struct {
 	// exit code 128 and its number, and no Signal in the ExitStatus.
 	Init bool `json:",omitempty"`
 
-	// AutoRemove removes the container when it has ended.
+	// Detached makes the container run on when the engine is closed and when the importing program ends: a keeper, a
+	// process of a few dozen kB, writes its log and its exit status. Every later Open of the root finds it. Stdin, Stdout
+	// and Stderr must be nil: see Log, OpenStdin and Attach.
+	Detached bool `json:",omitempty"`
+	// OpenStdin gives the container an input that others can write to, from any program and at any time: see Attach.
+	// Otherwise, and without Stdin, it reads nothing.
+	OpenStdin bool `json:",omitempty"`
+
+	Log LogSpec
+
+	// AutoRemove removes the container when it has ended; a detached one when an engine learns of it.
 	AutoRemove bool `json:",omitempty"`
 
 	// Stdin, Stdout and Stderr are the process's streams, as in os/exec: nil means /dev/null, an *os.File is handed

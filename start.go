@@ -22,10 +22,11 @@ import (
 
 // run is one start of a container by this engine.
 type run struct {
-	proc    *nsexec.Process
-	group   *cgroup.Group
-	streams *streams
-	spec    *specs.Spec
+	proc     *nsexec.Process
+	detached *nsexec.Detached // in place of proc
+	group    *cgroup.Group
+	streams  *streams
+	spec     *specs.Spec
 
 	ended     chan struct{} // closed when the container has ended and the following are set
 	exit      ExitStatus
@@ -71,12 +72,24 @@ func (c *Container) start(ctx context.Context) error {
 	if st.Status == StatusRunning {
 		return ErrRunning
 	}
+	if st.unsettled() {
+		if err := e.removeGroup(ctx, st.ID); err != nil {
+			return err
+		}
+	}
+	if st.Customized && st.Spec.Customize == nil {
+		return fmt.Errorf("%w: its Customize function is known only to the program that created it, before its first detached start", ErrInvalid)
+	}
 	r, err := c.launch(ctx, st)
 	if err != nil {
 		return err
 	}
+	if r.detached != nil {
+		return c.release(ctx, st, r)
+	}
 	next := *st
 	next.Owner, next.Status, next.Started, next.Finished, next.Exit = e.owner.id, StatusRunning, time.Now(), time.Time{}, nil
+	next.Starts++
 	next.PID = r.proc.PID()
 	next.BootID, next.StartTime = processIdentity(next.PID)
 	next.spec = r.spec
@@ -159,29 +172,60 @@ func (c *Container) launch(ctx context.Context, st *containerState) (_ *run, err
 			return nil, err
 		}
 	}
-	prog, err := nsexec.Compile(spec, &nsexec.Options{Root: root, Cgroup: join.Dir, Tasks: join.Tasks, CgroupKill: join.Kill, Init: st.Spec.Init})
-	if err != nil {
-		return nil, err
-	}
-	defer prog.Close()
 	streams, err := newStreams(st.Spec.Stdin, st.Spec.Stdout, st.Spec.Stderr)
 	if err != nil {
 		return nil, err
 	}
-	var proc *nsexec.Process
-	if err = streams.own(spec.Process.User.UID, spec.Process.User.GID); err == nil {
-		proc, err = e.launcher.Start(ctx, prog, &streams.stdio)
-	}
-	if err != nil {
+	r := &run{group: group.group, streams: streams, spec: spec, ended: make(chan struct{}), cleaned: make(chan struct{})}
+	if err := c.launchWith(ctx, st, r, &nsexec.Options{Root: root, Cgroup: join.Dir, Tasks: join.Tasks, CgroupKill: join.Kill, Init: st.Spec.Init}); err != nil {
 		streams.abandon()
 		return nil, explainStart(err, group.group)
 	}
 	crashpoint.At("start: program runs")
 	streams.begin()
-	return &run{
-		proc: proc, group: group.group, streams: streams, spec: spec,
-		ended: make(chan struct{}), cleaned: make(chan struct{}),
-	}, nil
+	return r, nil
+}
+
+// launchWith compiles the plan and starts it, with all that the container's guard needs.
+func (c *Container) launchWith(ctx context.Context, st *containerState, r *run, opts *nsexec.Options) error {
+	e := c.eng
+	guard, err := c.guardFiles(st, r.streams)
+	if err != nil {
+		return err
+	}
+	defer guard.close()
+	opts.Log, opts.Keeper, opts.Input = guard.log, guard.keeper, guard.input
+	if opts.Keeper != nil {
+		join, done, err := e.keeperJoin(ctx)
+		if err != nil {
+			return err
+		}
+		defer done()
+		defer join.Close()
+		opts.Keeper.Cgroup, opts.Keeper.Tasks = join.Dir, join.Tasks
+		events, err := r.group.MemoryEvents()
+		if err != nil {
+			return err
+		}
+		if events != nil {
+			defer events.Close()
+			opts.Keeper.MemoryEvents = events
+		}
+	}
+	prog, err := nsexec.Compile(r.spec, opts)
+	if err != nil {
+		return err
+	}
+	defer prog.Close()
+	if err := r.streams.own(r.spec.Process.User.UID, r.spec.Process.User.GID); err != nil {
+		return err
+	}
+	if opts.Keeper != nil {
+		r.detached, err = e.launcher.StartDetached(ctx, prog, &r.streams.stdio)
+	} else {
+		r.proc, err = e.launcher.Start(ctx, prog, &r.streams.stdio)
+	}
+	return err
 }
 
 // pendingGroup is a cgroup that is being made.
@@ -267,12 +311,8 @@ func (e *Engine) removeGroup(ctx context.Context, id string) error {
 	return group.Remove(ctx)
 }
 
-// writeConfig stores the OCI spec for whoever inspects the container from elsewhere. A container that is removed at its
-// end is spared the work: the engine that runs it has the spec.
-func (c *Container) writeConfig(r *run, st *containerState) error {
-	if st.Spec.AutoRemove {
-		return nil
-	}
+// writeConfig stores the OCI spec for whoever inspects the container from elsewhere.
+func (c *Container) writeConfig(r *run) error {
 	b, err := json.Marshal(r.spec)
 	if err != nil {
 		return err
@@ -286,16 +326,17 @@ func (c *Container) monitor(r *run) {
 	st, _ := c.current() // of a container that this engine owns: no error is possible
 	var errs []error
 	// While the container runs; whoever asks before gets the spec from memory.
-	errs = append(errs, c.writeConfig(r, st))
-	status, err := r.proc.Wait(ctx)
-	r.exit = ExitStatus{
-		Code: status.Code, Signal: status.Signal,
-		UserTime: status.UserTime, SystemTime: status.SystemTime, MaxRSS: status.MaxRSS,
+	// A container that is removed at its end is spared the work.
+	if !st.Spec.AutoRemove {
+		errs = append(errs, c.writeConfig(r))
 	}
+	status, err := r.proc.Wait(ctx)
+	r.exit = *newExitStatus(status)
 	if err != nil {
 		r.exit = ExitStatus{Code: -1, Unknown: true}
 	}
 	crashpoint.At("end: program ended")
+	c.eng.commands.forget(c.id)
 	// A pid namespace of its own is empty when its first process has been waited for. Without one a container may leave
 	// processes, which hold its streams open.
 	if !hasNamespace(r.spec, specs.PIDNamespace) {

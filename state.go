@@ -27,6 +27,9 @@ import (
 //	containers/<id>/config.json   the OCI runtime spec of the last start
 //	containers/<id>/hosts, hostname, resolv.conf
 //	containers/.<owner>.<id>      being made or removed by that owner
+//	containers/<id>/log/          what the container wrote, see docs/log-format.md
+//	containers/<id>/stdin, control  what others write to it, with OpenStdin
+//	containers/<id>/keeper        the exit record of a detached container, see detached.go
 //	names/<name>                  symbolic link to the id
 //	owners/<owner>                locked while that engine is open
 
@@ -63,6 +66,14 @@ type containerState struct {
 	BootID    string
 	StartTime uint64
 	Exit      *ExitStatus
+	// KeeperPID is the process that keeps a detached container, from its start until its end is noted; KeeperStart
+	// tells it from a later one with the same number.
+	KeeperPID   int    `json:",omitempty"`
+	KeeperStart uint64 `json:",omitempty"`
+	// Starts counts the starts, the present one included.
+	Starts int `json:",omitempty"`
+	// Customized says that the spec has a Customize function, which only the program that created the container has.
+	Customized bool `json:",omitempty"`
 
 	spec *specs.Spec // of the last start by this engine; others read config.json
 }

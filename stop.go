@@ -32,8 +32,16 @@ func (c *Container) wait(ctx context.Context) (ExitStatus, error) {
 	return c.waitElsewhere(ctx)
 }
 
-// waitElsewhere waits for a container that another program runs: for the end of its process, which the kernel tells,
-// and then for the record that its owner makes.
+// waitFor is the process whose end makes the container's: its keeper, or its own.
+func (st *containerState) waitFor() (pid int, boot string, start uint64) {
+	if st.KeeperPID != 0 {
+		return st.KeeperPID, st.BootID, st.KeeperStart
+	}
+	return st.PID, st.BootID, st.StartTime
+}
+
+// waitElsewhere waits for a container that another program runs, or a keeper: for the end of its process, which the
+// kernel tells, and then for the record that is made of it.
 func (c *Container) waitElsewhere(ctx context.Context) (ExitStatus, error) {
 	unknown := ExitStatus{Code: -1, Unknown: true}
 	for pause := time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
@@ -44,13 +52,16 @@ func (c *Container) waitElsewhere(ctx context.Context) (ExitStatus, error) {
 		case err != nil:
 			return unknown, err
 		case st.Exit != nil && st.Status == StatusExited:
-			return *st.Exit, nil
+			if st.unsettled() {
+				err = c.settle(ctx)
+			}
+			return *st.Exit, err
 		case st.Status != StatusRunning:
 			return unknown, ErrNotRunning
-		case !c.eng.ownerAlive(st.Owner):
+		case st.KeeperPID == 0 && !c.eng.ownerAlive(st.Owner):
 			return unknown, nil
 		}
-		p, err := openProcess(st.PID, st.BootID, st.StartTime)
+		p, err := openProcess(st.waitFor())
 		if err == nil {
 			err = p.wait(ctx)
 			p.close()
@@ -224,7 +235,7 @@ func (c *Container) remove(ctx context.Context, opts *RemoveOptions) error {
 	}
 	defer unlock()
 	switch {
-	case st.Status == StatusRunning && e.ownerAlive(st.Owner):
+	case st.Status == StatusRunning && (st.KeeperPID != 0 || e.ownerAlive(st.Owner)):
 		return ErrRunning
 	case st.Owner != e.owner.id && e.ownerAlive(st.Owner):
 		return fmt.Errorf("%w: the container belongs to another program that is running", ErrInUse)

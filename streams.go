@@ -12,11 +12,12 @@ import (
 
 // streams connect the readers and writers of a spec with the descriptors of a process.
 type streams struct {
-	stdio  nsexec.Stdio
-	theirs []*os.File // given to the process; closed once it has them
-	ours   []*os.File // our ends of pipes, closed if the process never starts
-	input  *os.File   // our end of stdin, or nil
-	copies []func() error
+	stdio   nsexec.Stdio
+	theirs  []*os.File // given to the process; closed once it has them
+	ours    []*os.File // our ends of pipes, closed if the process never starts
+	input   *os.File   // our end of stdin, or nil
+	copies  []func() error
+	logEnds []*os.File // the guard's ends of pipes, see toLog
 
 	output sync.WaitGroup // copies of output
 	mu     sync.Mutex
@@ -95,6 +96,33 @@ func (s *streams) writer(w io.Writer) (*os.File, error) {
 		return err
 	})
 	return theirs, nil
+}
+
+// give makes f the process's input.
+func (s *streams) give(stdin *os.File) {
+	s.stdio.Stdin = stdin
+	s.theirs = append(s.theirs, stdin)
+}
+
+// toLog gives the process pipes to a guard that writes its log, and returns the guard's ends.
+func (s *streams) toLog(stdout, stderr bool) (out, errs *os.File, err error) {
+	pipe := func(wanted bool, stream **os.File) (*os.File, error) {
+		if !wanted {
+			return nil, nil
+		}
+		ours, theirs, err := os.Pipe()
+		if err != nil {
+			return nil, fmt.Errorf("make a pipe for the log: %w", err)
+		}
+		*stream = theirs
+		s.theirs, s.logEnds = append(s.theirs, theirs), append(s.logEnds, ours)
+		return ours, nil
+	}
+	if out, err = pipe(stdout, &s.stdio.Stdout); err != nil {
+		return nil, nil, err
+	}
+	errs, err = pipe(stderr, &s.stdio.Stderr)
+	return out, errs, err
 }
 
 // own gives the process's ends of our pipes to the user that it runs as, so that it may open /dev/stdout and the like

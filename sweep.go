@@ -32,6 +32,9 @@ func (e *Engine) sweep(ctx context.Context) error {
 		return err
 	}
 	defer lockorder.Taken(lockorder.Sweep, "sweep.lock")()
+	if err := e.settleAll(ctx); err != nil {
+		return err
+	}
 	dead, err := deadOwners(e.ownersDir())
 	defer func() {
 		for _, o := range dead {
@@ -139,7 +142,7 @@ func (e *Engine) sweepContainer(ctx context.Context, id string, gone func(owner 
 	if err != nil {
 		return unreadable(err)
 	}
-	if st.Owner != "" && !gone(st.Owner) {
+	if st.Owner != "" && !gone(st.Owner) || e.derived(st).kept() {
 		return nil
 	}
 	c := &Container{eng: e, id: st.ID, name: st.Name}
@@ -151,7 +154,7 @@ func (e *Engine) sweepContainer(ctx context.Context, id string, gone func(owner 
 		return unreadable(err)
 	}
 	defer unlock()
-	if st.Owner != "" && !gone(st.Owner) {
+	if st.Owner != "" && !gone(st.Owner) || st.kept() {
 		return nil
 	}
 	if !e.whole(st) || st.Owner != "" && (st.Status == StatusRunning || st.Spec.AutoRemove) {
@@ -163,6 +166,9 @@ func (e *Engine) sweepContainer(ctx context.Context, id string, gone func(owner 
 		if err := os.Remove(filepath.Join(e.containerDir(id), name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
+	}
+	if st.unsettled() {
+		return c.settleLocked(ctx, st)
 	}
 	if st.Owner != "" {
 		st.Owner = ""

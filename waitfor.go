@@ -78,6 +78,13 @@ func (c *Container) waitFor(ctx context.Context, cond Condition) error {
 		if err != nil {
 			return err
 		}
+		if st.unsettled() { // whoever learns of a detached container's end notes it
+			if err := c.settle(ctx); err != nil {
+				return err
+			}
+			ran = true
+			continue
+		}
 		var ended <-chan struct{}
 		switch {
 		case st.Status != StatusRunning:
@@ -89,7 +96,7 @@ func (c *Container) waitFor(ctx context.Context, cond Condition) error {
 		default:
 			ran = true
 			over := !alive(st)
-			if over && !c.eng.ownerAlive(st.Owner) && cond == ConditionExited {
+			if over && st.KeeperPID == 0 && !c.eng.ownerAlive(st.Owner) && cond == ConditionExited {
 				return nil // nobody is left who would note it
 			}
 			if over {

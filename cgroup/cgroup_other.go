@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
@@ -78,17 +79,23 @@ func (g *Group) Procs() ([]int, error) { return nil, errors.ErrUnsupported }
 // Freeze returns an error that matches errors.ErrUnsupported.
 func (g *Group) Freeze(context.Context) error { return errors.ErrUnsupported }
 
+// Frozen returns an error that matches errors.ErrUnsupported.
+func (g *Group) Frozen() (bool, error) { return false, errors.ErrUnsupported }
+
 // Thaw returns an error that matches errors.ErrUnsupported.
 func (g *Group) Thaw(context.Context) error { return errors.ErrUnsupported }
-
-// Frozen returns false.
-func (g *Group) Frozen() (bool, error) { return false, nil }
 
 // Kill does nothing.
 func (g *Group) Kill(context.Context) error { return nil }
 
 // OOMKills returns an error that matches errors.ErrUnsupported.
 func (g *Group) OOMKills() (uint64, error) { return 0, errors.ErrUnsupported }
+
+// MemoryEvents returns nil.
+func (g *Group) MemoryEvents() (*os.File, error) { return nil, nil }
+
+// ParseOOMKills returns 0.
+func ParseOOMKills([]byte) uint64 { return 0 }
 
 // Remove does nothing.
 func (g *Group) Remove(context.Context) error { return nil }

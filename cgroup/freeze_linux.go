@@ -28,6 +28,28 @@ func (g *Group) Freeze(ctx context.Context) error {
 // Thaw lets the processes of the group run on.
 func (g *Group) Thaw(ctx context.Context) error { return g.freeze(ctx, false) }
 
+// Frozen reports whether the group is frozen, or is about to be: whether its processes wait for [Group.Thaw], whoever has
+// frozen it; what was begun by a process that was killed counts too. A group that does not exist, or that cannot be
+// frozen here, is not frozen.
+func (g *Group) Frozen() (bool, error) {
+	t, file := g.freezer()
+	if t == nil {
+		return false, nil
+	}
+	dir, err := t.dir()
+	if err != nil {
+		return false, nil
+	}
+	state, err := readAt(dir, g.name+"/"+file)
+	if err == unix.ENOENT || err == unix.ENODEV {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("cgroup: see whether group %q is frozen: %w", g.name, &fs.PathError{Op: "read", Path: path.Join(t.where(), g.name, file), Err: err})
+	}
+	return string(bytes.TrimSpace(state)) != freezerValue(t.v2, false), nil
+}
+
 func (g *Group) freeze(ctx context.Context, frozen bool) error {
 	verb := "thaw"
 	if frozen {
@@ -65,30 +87,6 @@ func (g *Group) freezer() (*tree, string) {
 		t = nil
 	}
 	return t, file
-}
-
-// Frozen reports whether the group is frozen or about to be, by whomever: what was begun by a process that was killed
-// counts too. It is false where nothing can freeze. The error matches [fs.ErrNotExist] if there is no such group.
-func (g *Group) Frozen() (bool, error) {
-	t, file := g.freezer()
-	if t == nil {
-		return false, nil
-	}
-	dir, err := t.dir()
-	if err != nil {
-		return false, nil
-	}
-	data, err := readAt(dir, g.name+"/"+file)
-	if err == unix.ENODEV { // removed meanwhile
-		err = unix.ENOENT
-	}
-	if err != nil {
-		return false, fmt.Errorf("cgroup: %w", &fs.PathError{Op: "read", Path: path.Join(t.where(), g.name, file), Err: err})
-	}
-	if t.v2 {
-		return bytes.HasPrefix(data, []byte("1")), nil
-	}
-	return !bytes.HasPrefix(data, []byte("THAWED")), nil
 }
 
 // KillsFrozen reports whether SIGKILL ends a frozen process at once. In a freezer of version 1 it does not: the group is to

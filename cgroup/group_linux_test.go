@@ -390,18 +390,34 @@ func TestFreeze(t *testing.T) {
 	g := create(t, h, nil)
 	p := start(t, g, "spin")
 	p.line(t)
-	used := func() uint64 {
-		data, err := os.ReadFile("/proc/" + itoa(p.Process.Pid) + "/schedstat")
-		if err != nil {
-			t.Fatal(err)
+	// Of all threads: the one that spins need not be the first.
+	used := func() (sum uint64) {
+		threads, err := filepath.Glob("/proc/" + itoa(p.Process.Pid) + "/task/*/schedstat")
+		if err != nil || len(threads) == 0 {
+			t.Fatalf("the threads of the process: %q, %v", threads, err)
 		}
-		return parseFirst(string(data))
+		for _, path := range threads {
+			data, err := os.ReadFile(path)
+			if err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, fs.ErrNotExist) {
+				t.Fatal(err)
+			}
+			sum += parseFirst(string(data))
+		}
+		return sum
 	}
 	first := used()
 	eventually(t, "it runs", func() bool { return used() > first })
+	frozen := func(want bool) {
+		t.Helper()
+		if got, err := g.Frozen(); err != nil || got != want {
+			t.Errorf("frozen: %v, %v", got, err)
+		}
+	}
+	frozen(false)
 	if err := g.Freeze(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	frozen(true)
 	before := used()
 	for range 20 {
 		unix.Nanosleep(&unix.Timespec{Nsec: 1e6}, nil)
@@ -412,6 +428,7 @@ func TestFreeze(t *testing.T) {
 	if err := g.Thaw(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	frozen(false)
 	eventually(t, "it runs again", func() bool { return used() > before })
 	// Killing works on what is frozen.
 	if err := g.Freeze(t.Context()); err != nil {
@@ -469,8 +486,11 @@ func TestFreezeFails(t *testing.T) {
 	if err := g.Remove(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := g.Frozen(); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("frozen, of a group that is gone: %v", err)
+	if is, err := g.Frozen(); err != nil || is {
+		t.Errorf("frozen, of a group that is gone: %v, %v", is, err)
+	}
+	if err := g.Freeze(t.Context()); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("freeze a group that is gone: %v", err)
 	}
 }
 

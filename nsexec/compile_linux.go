@@ -30,6 +30,13 @@ type Options struct {
 	// signal that ended it. It is subject to the seccomp filter: one that forbids clone makes the start fail, one that
 	// forbids rt_sigtimedwait makes it forward nothing.
 	Init bool
+
+	// Log makes the guard write what the program writes to its streams into files.
+	Log *Log
+	// Keeper makes the guard, and with it the program, outlive the importing program: see [Launcher.StartDetached].
+	Keeper *Keeper
+	// Input makes the guard take messages.
+	Input *Input
 }
 
 // Compile turns a runtime spec into a program that [Launcher.Start] runs. The spec is read and not kept.
@@ -84,6 +91,7 @@ type compiler struct {
 	devices    []device
 	caps       capabilities
 	filter     *filter // the seccomp profile, compiled
+	compiled   bool    // filter was there before
 	crowded    bool    // so much is opened that descriptors have to be closed on the way
 
 	// Where the plan keeps what later steps need.

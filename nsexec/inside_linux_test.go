@@ -232,6 +232,20 @@ func insideCommand(args []string) int {
 		err = tryCommand(args[1:], &out)
 		fmt.Println(strings.Join(args[1:], " ")+":", err)
 		err = nil
+	case "tty":
+		for fd := range 3 {
+			link, _ := os.Readlink("/proc/self/fd/" + strconv.Itoa(fd))
+			size, err := unix.IoctlGetWinsize(fd, unix.TIOCGWINSZ)
+			if err != nil {
+				fmt.Println(fd, link, err)
+				continue
+			}
+			fmt.Println(fd, link, size.Row, size.Col)
+		}
+		group, err := unix.IoctlGetInt(0, unix.TIOCGPGRP)
+		f, open := os.OpenFile("/dev/tty", os.O_RDWR, 0)
+		f.Close()
+		fmt.Println("foreground", group == unix.Getpgrp(), err, "dev/tty", open)
 	case "echo":
 		fmt.Println(strings.Join(args[1:], " "))
 	case "kill": // kill PID SIGNAL
@@ -275,6 +289,20 @@ func insideCommand(args []string) int {
 			}
 		}
 		fmt.Println(left)
+	case "errs":
+		fmt.Fprintln(os.Stderr, strings.Join(args[1:], " "))
+	case "flood": // flood BYTES: a pattern that repeats after 251 bytes
+		n, _ := strconv.Atoi(arg(1))
+		b := make([]byte, n)
+		for i := range b {
+			b[i] = byte(i % 251)
+		}
+		_, err = os.Stdout.Write(b)
+	case "lines": // lines N: numbered lines, each written by itself
+		n, _ := strconv.Atoi(arg(1))
+		for i := range n {
+			fmt.Printf("line %d\n", i)
+		}
 	case "wait":
 		_, err = io.Copy(io.Discard, os.Stdin)
 	default:

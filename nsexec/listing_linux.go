@@ -177,6 +177,8 @@ func syscallName(nr uintptr) string {
 		return "capset"
 	case unix.SYS_CHDIR:
 		return "chdir"
+	case unix.SYS_FSTATFS:
+		return "fstatfs"
 	case unix.SYS_CHROOT:
 		return "chroot"
 	case unix.SYS_CLONE:

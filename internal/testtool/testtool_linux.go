@@ -114,6 +114,14 @@ func Run(args []string) int {
 		fmt.Println("ready")
 		for {
 		}
+	case "count": // count LINES CODE: numbered lines, each written by itself, with pauses
+		for i := range number(1) {
+			fmt.Printf("line %d\n", i)
+			if i%50 == 49 {
+				time.Sleep(time.Millisecond)
+			}
+		}
+		return number(2)
 	case "kill-self": // kill-self SIGNAL
 		signal.Reset(syscall.Signal(number(1)))
 		syscall.Kill(os.Getpid(), syscall.Signal(number(1)))

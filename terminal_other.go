@@ -1,0 +1,14 @@
+//go:build !linux
+
+package coracle
+
+import (
+	"errors"
+	"os"
+)
+
+func setTerminalSize(*os.File, TerminalSize) error { return errors.ErrUnsupported }
+
+func rawTerminal(*os.File, func(TerminalSize)) (func() error, error) {
+	return nil, errors.ErrUnsupported
+}
