@@ -989,6 +989,10 @@ func TestInitContainer(t *testing.T) {
 	ctx, eng := t.Context(), engine(t)
 	toolImage(t, eng, nil)
 	c := runningContainer(t, eng, coracle.ContainerSpec{Init: true, User: "alice"}, "obey")
+	// Others join it, and leave it what they do not wait for.
+	if out, err := c.Command("/tool", "echo", "joined").Output(ctx); err != nil || string(out) != "joined\n" {
+		t.Errorf("a command: %q, %v", out, err)
+	}
 	if err := c.Stop(ctx, nil); err != nil {
 		t.Fatal(err)
 	}

@@ -182,3 +182,37 @@ func TestInitWithoutPIDNamespace(t *testing.T) {
 		t.Errorf("got %v, %v: %s", status, err, out)
 	}
 }
+
+// TestInitTerminal: the program is in the foreground of its terminal, and what is typed there is for it.
+func TestInitTerminal(t *testing.T) {
+	requireRoot(t)
+	start := func(args ...string) *Process {
+		s := newSpec(newRoot(t), args...)
+		s.Process.Terminal, s.Process.User = true, specs.User{UID: 1000, GID: 1000}
+		l := &Launcher{}
+		t.Cleanup(func() { l.Close() })
+		prog, err := Compile(s, withInit)
+		check(t, err)
+		defer prog.Close()
+		p, err := l.Start(t.Context(), prog, nil)
+		check(t, err)
+		return p
+	}
+	p := start("tty")
+	if out := readTerminal(t, p.Terminal()); !strings.HasSuffix(out, "foreground true <nil> dev/tty <nil>\n") {
+		t.Errorf("got %s", out)
+	}
+	// An interrupt goes to the program and not to the init, which would forward it a second time.
+	p = start("signals")
+	r := bufio.NewReader(p.Terminal())
+	if line, err := r.ReadString('\n'); line != "ready\r\n" {
+		t.Fatalf("it says %q, %v", line, err)
+	}
+	if _, err := p.Terminal().WriteString("\x03"); err != nil {
+		t.Fatal(err)
+	}
+	if status, err := p.Wait(t.Context()); err != nil || status.Code != int(unix.SIGINT) {
+		t.Errorf("after ^C: %v, %v", status, err)
+	}
+	p.Terminal().Close()
+}
