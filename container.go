@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/coracle-dev/coracle/internal/crashpoint"
@@ -30,6 +31,9 @@ type Container struct {
 	// by the mutex and among processes by the lock of the container's directory.
 	op sync.Mutex
 
+	renamed atomic.Pointer[string] // the last name that is known, if it is not name
+	restart sync.Mutex             // held by Restart
+
 	mu    sync.Mutex
 	state *containerState // of a container that this engine owns, otherwise nil
 	run   *run            // of the last start by this engine, or nil
@@ -37,9 +41,6 @@ type Container struct {
 
 // ID returns the container's id, 64 hexadecimal digits.
 func (c *Container) ID() string { return c.id }
-
-// Name returns the container's name.
-func (c *Container) Name() string { return c.name }
 
 // Create makes a container, pulling its image if need be, and does not start it. The container has a root filesystem of
 // its own from now on.
@@ -275,7 +276,7 @@ func (c *Container) current() (*containerState, error) {
 	defer c.mu.Unlock()
 	if c.state != nil {
 		st := *c.state
-		return &st, nil
+		return &st, c.eng.applyChanges(&st)
 	}
 	st, err := c.eng.readState(c.id)
 	if err != nil {
@@ -300,5 +301,5 @@ func (c *Container) fail(op string, err error) error {
 	if err == nil {
 		return nil
 	}
-	return &OpError{Op: op, Kind: "container", Name: c.name, Err: err}
+	return &OpError{Op: op, Kind: "container", Name: c.knownName(), Err: err}
 }

@@ -34,6 +34,7 @@ func TestMain(m *testing.M) {
 	helperMain()
 	detachedMain()
 	modelMain()
+	controlModelMain()
 	pullMain()
 	walkMain()
 	placeMain()

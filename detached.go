@@ -223,7 +223,7 @@ func (c *Container) settleLocked(ctx context.Context, st *containerState) error 
 		return err
 	}
 	crashpoint.At("settle: cgroup gone")
-	if st.Spec.AutoRemove {
+	if e.removedAtEnd(st) {
 		e.emitDied(st)
 		return e.destroy(ctx, st)
 	}

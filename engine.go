@@ -59,6 +59,7 @@ type Engine struct {
 
 	pullState // image.go, pull.go
 	events    eventLog
+	watch     stateWatch
 
 	commands commands // exectarget.go
 

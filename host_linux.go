@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -84,7 +85,8 @@ func openProcess(pid int, boot string, start uint64) (*hostProcess, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open process %d: %w", pid, err)
 	}
-	p := &hostProcess{os.NewFile(uintptr(fd), "pidfd")}
+	unix.SetNonblock(fd, true)
+	p := &hostProcess{os.NewFile(uintptr(fd), "pidfd")} // not blocking, so the runtime's poller waits for it
 	// Only now is it certain that the number does not pass to another process while it is looked at.
 	if _, now := processIdentity(pid); now != start {
 		p.close()
@@ -115,28 +117,62 @@ func (p *hostProcess) openRoot(pid int) (*os.File, error) {
 func (p *hostProcess) file() *os.File { return p.fd }
 
 func (p *hostProcess) signal(sig syscall.Signal) error {
-	err := unix.PidfdSendSignal(int(p.fd.Fd()), sig, nil, 0)
-	if errors.Is(err, unix.ESRCH) {
+	var sent error
+	if err := p.control(func(fd int) { sent = unix.PidfdSendSignal(fd, sig, nil, 0) }); err != nil {
+		return err
+	}
+	if errors.Is(sent, unix.ESRCH) {
 		return os.ErrProcessDone
 	}
-	return err
+	return sent
 }
 
-// wait waits for the end of the process.
-func (p *hostProcess) wait(ctx context.Context) error {
-	fd := int(p.fd.Fd())
-	for {
-		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-		n, err := unix.Poll(fds, 20)
-		switch {
-		case ctx.Err() != nil:
-			return ctx.Err()
-		case err != nil && !errors.Is(err, unix.EINTR):
-			return fmt.Errorf("wait for a process: %w", err)
-		case n > 0:
-			return nil
-		}
+// control calls f with the descriptor. File.Fd would make it a blocking one.
+func (p *hostProcess) control(f func(fd int)) error {
+	raw, err := p.fd.SyscallConn()
+	if err != nil {
+		return err
 	}
+	return raw.Control(func(fd uintptr) { f(int(fd)) })
+}
+
+// ended reports whether the process has ended; it may still have to be reaped.
+func (p *hostProcess) ended() bool {
+	over := false
+	p.control(func(fd int) { over, _ = readable(fd) })
+	return over
+}
+
+// readable reports whether a pidfd is: its process has ended then.
+func readable(fd int) (bool, error) {
+	n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+	if errors.Is(err, unix.EINTR) {
+		err = nil
+	}
+	return n > 0, err
+}
+
+// wait waits for the end of the process. It costs no thread: the runtime's poller waits.
+func (p *hostProcess) wait(ctx context.Context) error {
+	raw, err := p.fd.SyscallConn()
+	if err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, func() { p.fd.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+	ended := false
+	var polled error
+	err = raw.Read(func(fd uintptr) bool {
+		ended, polled = readable(int(fd))
+		return ended || polled != nil
+	})
+	switch {
+	case ended:
+		return nil
+	case ctx.Err() != nil:
+		return ctx.Err()
+	}
+	return fmt.Errorf("wait for a process: %w", errors.Join(err, polled))
 }
 
 // deviceNode describes a device node of the host.

@@ -25,6 +25,7 @@ func openProcess(int, string, uint64) (*hostProcess, error) { return nil, errors
 
 func (*hostProcess) close() {}
 
+func (*hostProcess) ended() bool                    { return true }
 func (*hostProcess) openRoot(int) (*os.File, error) { return nil, errors.ErrUnsupported }
 
 func (*hostProcess) file() *os.File { return nil }

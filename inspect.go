@@ -49,7 +49,7 @@ func (c *Container) Inspect(ctx context.Context) (*ContainerInfo, error) {
 		return nil, c.fail("inspect", err)
 	}
 	info := &ContainerInfo{
-		ID: st.ID, Name: st.Name, Status: st.Status, PID: st.PID, Image: st.Spec.Image, ImageID: st.ImageID,
+		ID: st.ID, Name: st.Name, Status: c.eng.status(st), PID: st.PID, Image: st.Spec.Image, ImageID: st.ImageID,
 		Labels: st.Resolved.Labels, Created: st.Created, Started: st.Started, Finished: st.Finished, Exit: st.Exit,
 		Spec: st.Spec, OCI: st.spec,
 	}
@@ -102,7 +102,7 @@ func (e *Engine) containers(filter *ContainerFilter) ([]*Container, error) {
 		if err != nil {
 			return nil, err
 		}
-		if filter.matches(st) {
+		if filter.matches(st, e.status) {
 			all = append(all, found{c, st.Created})
 		}
 	}
@@ -116,7 +116,7 @@ func (e *Engine) containers(filter *ContainerFilter) ([]*Container, error) {
 	return list, nil
 }
 
-func (f *ContainerFilter) matches(st *containerState) bool {
+func (f *ContainerFilter) matches(st *containerState, status func(*containerState) ContainerStatus) bool {
 	if f == nil {
 		return true
 	}
@@ -125,5 +125,5 @@ func (f *ContainerFilter) matches(st *containerState) bool {
 			return false
 		}
 	}
-	return (f.Status == "" || f.Status == st.Status) && (f.Image == "" || f.Image == st.Spec.Image)
+	return (f.Status == "" || f.Status == status(st)) && (f.Image == "" || f.Image == st.Spec.Image)
 }

@@ -234,12 +234,17 @@ func (s *ContainerSpec) clone() ContainerSpec {
 	return c
 }
 
-// parseSignal understands "SIGTERM", "TERM", "15" and "SIGRTMIN+3".
+// parseSignal implements ParseSignal.
 func parseSignal(s string) (syscall.Signal, error) {
 	if n, err := strconv.Atoi(s); err == nil && n > 0 && n <= 64 {
 		return syscall.Signal(n), nil
 	}
 	name := strings.TrimPrefix(strings.ToUpper(s), "SIG")
+	if rt, ok := strings.CutPrefix(name, "RTMAX"); ok {
+		if n, err := strconv.Atoi(strings.TrimPrefix(rt, "-")); rt == "" || err == nil && n >= 0 && n <= 30 && rt[0] == '-' {
+			return syscall.Signal(64 - n), nil
+		}
+	}
 	if rt, ok := strings.CutPrefix(name, "RTMIN"); ok {
 		if n, err := strconv.Atoi(strings.TrimPrefix(rt, "+")); rt == "" || err == nil && n >= 0 && n <= 30 {
 			return syscall.Signal(34 + n), nil

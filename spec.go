@@ -50,7 +50,8 @@ type ContainerSpec struct {
 	// StopSignal ends the container politely: a name ("SIGTERM", "TERM") or a number. Empty means the image's, or
 	// SIGTERM.
 	StopSignal string `json:",omitempty"`
-	// StopTimeout is how long Stop waits after the stop signal before it kills. Zero means 10 s, negative for ever.
+	// StopTimeout is how long Stop waits after the stop signal before it kills. Zero means 10 s, StopAtOnce not at all,
+	// and a negative one for ever.
 	StopTimeout time.Duration `json:",omitempty"`
 
 	// Mounts are bind mounts and tmpfs.
@@ -79,6 +80,11 @@ type ContainerSpec struct {
 	Rlimits []specs.POSIXRlimit `json:",omitempty"`
 	// OOMScoreAdj is added to the badness of the container's processes, -1000 to 1000. Nil leaves the inherited one.
 	OOMScoreAdj *int `json:",omitempty"`
+
+	// Init puts an init in front of the program, as docker run --init does: the container's first process executes the
+	// program in a child, forwards signals to it and reaps what nobody waits for. A program that a signal ends gives the
+	// exit code 128 and its number, and no Signal in the ExitStatus.
+	Init bool `json:",omitempty"`
 
 	// Detached makes the container run on when the engine is closed and when the importing program ends: a keeper, a
 	// process of a few dozen kB, writes its log and its exit status. Every later Open of the root finds it. Stdin, Stdout

@@ -185,7 +185,7 @@ func (c *Container) launch(ctx context.Context, st *containerState) (_ *run, err
 		}
 	}
 	r := &run{group: group.group, streams: streams, spec: spec, ended: make(chan struct{}), cleaned: make(chan struct{})}
-	if err := c.launchWith(ctx, st, r, &nsexec.Options{Root: root, Cgroup: join.Dir, Tasks: join.Tasks, CgroupKill: join.Kill}); err != nil {
+	if err := c.launchWith(ctx, st, r, &nsexec.Options{Root: root, Cgroup: join.Dir, Tasks: join.Tasks, CgroupKill: join.Kill, Init: st.Spec.Init}); err != nil {
 		streams.abandon()
 		return nil, explainStart(err, group.group)
 	}
@@ -361,7 +361,8 @@ func (c *Container) monitor(r *run) {
 	r.streamErr = r.streams.end()
 
 	st.Status, st.Finished, st.PID, st.Exit = StatusExited, time.Now(), 0, &r.exit
-	if st.Spec.AutoRemove {
+	autoRemove := c.eng.removedAtEnd(st)
+	if autoRemove {
 		c.mu.Lock()
 		c.state = st
 		c.mu.Unlock()
@@ -373,11 +374,11 @@ func (c *Container) monitor(r *run) {
 
 	errs = append(errs, <-removed)
 	crashpoint.At("end: cgroup gone")
-	if st.Spec.AutoRemove {
-		// Under the lock: it tells Check that the container is being removed.
-		_, unlock, err := c.lock(ctx)
+	if autoRemove {
+		// Under the lock: it tells Check that the container is being removed. It may have another name by now.
+		now, unlock, err := c.lock(ctx)
 		if err == nil {
-			errs = append(errs, c.eng.destroy(ctx, st))
+			errs = append(errs, c.eng.destroy(ctx, now))
 			unlock()
 		} else if !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, err)
@@ -408,7 +409,7 @@ func (c *Container) shutDown() error {
 	c.op.Unlock()
 	if r != nil {
 		c.emitKill(syscall.SIGKILL, r.proc.Signal)
-		if err := r.proc.Kill(); err != nil {
+		if err := errors.Join(r.proc.Kill(), c.thawKilled()); err != nil {
 			return c.fail("kill", err)
 		}
 		<-r.cleaned

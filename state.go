@@ -23,6 +23,7 @@ import (
 // directory is left over, and whatever has one has an owner.
 //
 //	containers/<id>/state.json    containerState
+//	containers/<id>/changes.json  what Rename and Update changed since: containerChanges
 //	containers/<id>/config.json   the OCI runtime spec of the last start
 //	containers/<id>/hosts, hostname, resolv.conf
 //	containers/.<owner>.<id>      being made or removed by that owner
@@ -39,6 +40,7 @@ type ContainerStatus string
 const (
 	StatusCreated ContainerStatus = "created" // never started
 	StatusRunning ContainerStatus = "running"
+	StatusPaused  ContainerStatus = "paused" // running, but stopped by Pause
 	StatusExited  ContainerStatus = "exited" // started and ended
 )
 
@@ -47,8 +49,8 @@ type containerState struct {
 	Version int
 	ID      string
 	Name    string
-	Owner   string // of the engine that answers for it, or empty
-	Status  ContainerStatus
+	Owner   string          // of the engine that answers for it, or empty
+	Status  ContainerStatus // StatusRunning also of one that is paused: the kernel knows that, see Engine.status
 
 	Spec     ContainerSpec
 	Resolved resolvedSpec
@@ -89,6 +91,9 @@ func (e *Engine) readState(id string) (*containerState, error) {
 	}
 	if st.Version != stateVersion || st.ID != id {
 		return nil, fmt.Errorf("state of container %s (version %d, id %q): %w", id, st.Version, st.ID, ErrCorrupt)
+	}
+	if err := e.applyChanges(st); err != nil {
+		return nil, err
 	}
 	return st, nil
 }

@@ -78,11 +78,15 @@ func (c *Container) waitElsewhere(ctx context.Context) (ExitStatus, error) {
 }
 
 // Signal sends a signal to the container's first process. The error matches ErrNotRunning if there is none.
+//
+// A paused container gets it when it is resumed. Its stop signal and SIGKILL resume it, as in Docker; where the kernel
+// can kill what is frozen (cgroup version 2), SIGKILL ends it without.
 func (c *Container) Signal(ctx context.Context, sig syscall.Signal) error {
-	return c.fail(fmt.Sprintf("send %v to", sig), c.signal(sig))
+	return c.fail(fmt.Sprintf("send %v to", sig), c.signalByName(sig))
 }
 
-func (c *Container) signal(sig syscall.Signal) error {
+// send sends a signal to the first process, and leaves a paused one paused: see signal.
+func (c *Container) send(sig syscall.Signal) error {
 	if r := c.lastRun(); r != nil {
 		c.emitKill(sig, r.proc.Signal)
 		err := r.proc.Signal(sig)
@@ -119,13 +123,14 @@ func (c *Container) Kill(ctx context.Context) error {
 type StopOptions struct {
 	// Signal ends the container politely: a name or a number. Empty means that of the spec or the image, or SIGTERM.
 	Signal string
-	// Timeout is how long to wait before the container is killed. Zero means that of the spec, or 10 s; negative
-	// means for ever.
+	// Timeout is how long to wait before the container is killed. Zero means that of the spec, or 10 s; StopAtOnce
+	// means not at all, and a negative one for ever.
 	Timeout time.Duration
 }
 
 // Stop asks the container to end with its stop signal, kills it if it has not done so in time, and waits for the end.
-// It is no error if the container is not running. Cancelling ctx ends the waiting; the container may then go on.
+// It is no error if the container is not running. A paused one is resumed, so that it sees the signal. Cancelling ctx
+// ends the waiting; the container may then go on.
 func (c *Container) Stop(ctx context.Context, opts *StopOptions) error {
 	return c.fail("stop", c.stop(ctx, opts))
 }
@@ -155,6 +160,9 @@ func (c *Container) stop(ctx context.Context, opts *StopOptions) error {
 	sent := c.signal(sig)
 	if sent != nil && !errors.Is(sent, ErrNotRunning) {
 		return sent
+	}
+	if err := c.thaw(); err != nil {
+		return err
 	}
 	polite := ctx
 	if timeout > 0 {

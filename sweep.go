@@ -170,7 +170,7 @@ func (e *Engine) sweepContainer(ctx context.Context, id string, gone func(owner 
 		return past.discard(ctx, st)
 	}
 	// Whoever was starting it, or noting its end, may have been killed before that was noted. Nobody is now: we hold the lock.
-	for _, name := range []string{"state.json.new", "config.json.new"} {
+	for _, name := range []string{"state.json.new", "config.json.new", "changes.json.new"} {
 		if err := os.Remove(filepath.Join(e.containerDir(id), name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
@@ -204,6 +204,10 @@ func (e *Engine) sweepOrphans(ctx context.Context) error {
 				return err
 			}
 			crashpoint.At("sweep: a name is gone")
+		} else if err == nil {
+			if err := e.sweepName(ctx, entry.Name(), id); err != nil {
+				return err
+			}
 		}
 	}
 	snapshots, err := e.store.Snapshots()

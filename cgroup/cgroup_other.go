@@ -33,6 +33,9 @@ func (h *Hierarchy) Controllers() []string { return nil }
 // Mounts returns nil.
 func (h *Hierarchy) Mounts() []Mount { return nil }
 
+// KillsFrozen returns true.
+func (h *Hierarchy) KillsFrozen() bool { return true }
+
 // Names returns nil.
 func (h *Hierarchy) Names() ([]string, error) { return nil, nil }
 

@@ -181,6 +181,8 @@ func syscallName(nr uintptr) string {
 		return "fstatfs"
 	case unix.SYS_CHROOT:
 		return "chroot"
+	case unix.SYS_CLONE:
+		return "clone"
 	case unix.SYS_CLONE3:
 		return "clone3"
 	case unix.SYS_CLOSE:
@@ -219,6 +221,8 @@ func syscallName(nr uintptr) string {
 		return "ioprio_set"
 	case unix.SYS_KEYCTL:
 		return "keyctl"
+	case unix.SYS_KILL:
+		return "kill"
 	case unix.SYS_MKDIRAT:
 		return "mkdirat"
 	case unix.SYS_MKNODAT:
@@ -255,6 +259,8 @@ func syscallName(nr uintptr) string {
 		return "rt_sigaction"
 	case unix.SYS_RT_SIGPROCMASK:
 		return "rt_sigprocmask"
+	case unix.SYS_RT_SIGTIMEDWAIT:
+		return "rt_sigtimedwait"
 	case unix.SYS_SCHED_SETATTR:
 		return "sched_setattr"
 	case unix.SYS_SECCOMP:
@@ -273,6 +279,8 @@ func syscallName(nr uintptr) string {
 		return "sethostname"
 	case unix.SYS_SETNS:
 		return "setns"
+	case unix.SYS_SETPGID:
+		return "setpgid"
 	case unix.SYS_SETPRIORITY:
 		return "setpriority"
 	case unix.SYS_SETRESGID:

@@ -16,6 +16,7 @@ import (
 type Options struct {
 	Root, Cgroup, CgroupKill *os.File
 	Tasks                    []*os.File
+	Init                     bool
 	Log                      *Log
 	Keeper                   *Keeper
 	Input                    *Input

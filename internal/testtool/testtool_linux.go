@@ -110,6 +110,10 @@ func Run(args []string) int {
 		if err := w.Flush(); err != nil {
 			return die(err)
 		}
+	case "spin": // uses one processor
+		fmt.Println("ready")
+		for {
+		}
 	case "count": // count LINES CODE: numbered lines, each written by itself, with pauses
 		for i := range number(1) {
 			fmt.Printf("line %d\n", i)
