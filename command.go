@@ -266,10 +266,12 @@ func (c *Cmd) Resize(rows, cols uint16) error {
 		return c.fail(misuse("the command has no terminal: set TTY"))
 	}
 	err := setTerminalSize(c.terminal, TerminalSize{rows, cols})
-	if errors.Is(err, os.ErrClosed) {
+	select {
+	case <-c.Process.proc.Done(): // and the terminal may be closed
 		return nil
+	default:
+		return c.fail(err)
 	}
-	return c.fail(err)
 }
 
 // Start starts the command and returns when its program is being executed. If it returns nil, call Wait in the end.
