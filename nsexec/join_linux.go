@@ -123,7 +123,7 @@ func (t *Target) Compile(process *specs.Process) (*Program, error) {
 	spec.Process = process
 	c := &compiler{spec: &spec, opts: &t.opts, Plan: &Plan{}, filter: t.filter, compiled: true}
 	c.prog = &Program{Plan: c.Plan, joins: true}
-	c.reserve()
+	c.reserve(140)
 	if process == nil {
 		c.invalid("process", "missing")
 	} else {

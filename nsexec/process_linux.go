@@ -1,7 +1,6 @@
 package nsexec
 
 import (
-	"bufio"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -408,14 +407,18 @@ func (p *Process) PID() int {
 
 // pidOf reads the pid that a pidfd stands for; see pidfd_open(2).
 func pidOf(pidfd int) int {
-	f, err := os.Open("/proc/self/fdinfo/" + strconv.Itoa(pidfd))
+	fd, err := unix.Open("/proc/self/fdinfo/"+strconv.Itoa(pidfd), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return 0
 	}
-	defer f.Close()
-	lines := bufio.NewScanner(f)
-	for lines.Scan() {
-		if v, ok := strings.CutPrefix(lines.Text(), "Pid:"); ok {
+	defer unix.Close(fd)
+	var b [512]byte
+	n, err := unix.Read(fd, b[:])
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(b[:n])) {
+		if v, ok := strings.CutPrefix(line, "Pid:"); ok {
 			if pid, _ := strconv.Atoi(strings.TrimSpace(v)); pid > 0 {
 				return pid
 			}
