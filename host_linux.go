@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -90,6 +91,14 @@ func (p *hostProcess) openRoot(pid int) (*os.File, error) {
 		return nil, fmt.Errorf("open the container's root: %w", err)
 	}
 	return os.NewFile(uintptr(fd), "root"), nil
+}
+
+// ended says whether the process has ended, or does so within the time. Unlike signal it knows of one that nobody has
+// waited for yet.
+func (p *hostProcess) ended(within time.Duration) bool {
+	fds := []unix.PollFd{{Fd: int32(p.fd.Fd()), Events: unix.POLLIN}}
+	n, err := unix.Poll(fds, int(within.Milliseconds()))
+	return err == nil && n > 0
 }
 
 // file is the pidfd.

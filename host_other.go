@@ -7,6 +7,7 @@ import (
 	"errors"
 	"os"
 	"syscall"
+	"time"
 )
 
 func signalNumber(string) syscall.Signal { return 0 }
@@ -22,6 +23,8 @@ func openProcess(*containerState) (*hostProcess, error) { return nil, errors.Err
 func (*hostProcess) close() {}
 
 func (*hostProcess) openRoot(int) (*os.File, error) { return nil, errors.ErrUnsupported }
+
+func (*hostProcess) ended(time.Duration) bool { return false }
 
 func (*hostProcess) file() *os.File { return nil }
 

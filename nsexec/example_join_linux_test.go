@@ -92,7 +92,7 @@ func ExampleTargetOptions() {
 	defer target.Close()
 	_, err = target.Compile(&specs.Process{Args: []string{"/hello"}, Cwd: "relative"})
 	fmt.Println(err)
-	// Output: process.cwd: "relative" is not an absolute path
+	// Output: nsexec: spec: process.cwd: "relative" is not an absolute path
 }
 
 // A process with a terminal of the container's own.
