@@ -71,7 +71,7 @@ type compiler struct {
 	prog *Program
 	bad  error // the first *SpecError
 
-	hygieneStep int // see setFileCount
+	hygieneStep, hostFilesStep int // see setFileCount
 
 	// What check understood of the spec.
 	namespaces namespaces
@@ -80,6 +80,7 @@ type compiler struct {
 	caps       capabilities
 	filter     *filter // the seccomp profile, compiled
 	compiled   bool    // filter was there before
+	traceable  bool    // the container that is joined has CAP_SYS_PTRACE
 	crowded    bool    // so much is opened that descriptors have to be closed on the way
 
 	// Where the plan keeps what later steps need.

@@ -97,6 +97,9 @@ const maxFD = 1<<32 - 1
 // setFileCount completes the hygiene when all files of the plan are known.
 func (c *compiler) setFileCount() {
 	c.steps[c.hygieneStep].args[0] = Int(firstFile + len(c.files))
+	if c.hostFilesStep > 0 {
+		c.steps[c.hostFilesStep].args[1] = Int(firstFile + len(c.files) - 1)
+	}
 }
 
 // dieWithParent makes the kernel kill the guard when the thread that forked it ends. That thread may have ended before
@@ -114,7 +117,11 @@ func (c *compiler) send(label string, data Arg, n int) StepRef {
 
 // clone creates the payload.
 func (c *compiler) clone(pid, pidfd Slot) {
-	flags, cgroup := c.cloneFlags()|unix.CLONE_PIDFD, Const(0)
+	c.cloneWith("create the container's process", c.cloneFlags()|unix.CLONE_PIDFD, pid, pidfd)
+}
+
+func (c *compiler) cloneWith(label string, flags uint64, pid, pidfd Slot) {
+	cgroup := Const(0)
 	if c.opts.Cgroup != nil {
 		flags |= unix.CLONE_INTO_CGROUP
 		cgroup = c.file("cgroup", c.opts.Cgroup)
@@ -124,7 +131,7 @@ func (c *compiler) clone(pid, pidfd Slot) {
 		Const(flags), pidfd.Addr(), Const(0), Const(0), Const(uint64(unix.SIGCHLD)),
 		Const(0), Const(0), Const(0), Const(0), Const(0), cgroup,
 	).As("{" + cloneFlagNames(flags) + "}")
-	c.Syscall("create the container's process", unix.SYS_CLONE3, args, Const(8*wordsOfCloneArgs)).Into(pid)
+	c.Syscall(label, unix.SYS_CLONE3, args, Const(8*wordsOfCloneArgs)).Into(pid)
 }
 
 // supervise is what the guard does from the clone on: report the payload's pidfd, wait, report how it ended.

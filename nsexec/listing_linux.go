@@ -181,6 +181,8 @@ func syscallName(nr uintptr) string {
 		return "fstatfs"
 	case unix.SYS_CHROOT:
 		return "chroot"
+	case unix.SYS_CLONE:
+		return "clone"
 	case unix.SYS_CLONE3:
 		return "clone3"
 	case unix.SYS_CLOSE:

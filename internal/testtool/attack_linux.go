@@ -93,6 +93,13 @@ func attackJoiners(args []string) int {
 				continue
 			}
 			looked++
+			if status, err := os.ReadFile(dir + "/status"); err == nil {
+				for _, line := range strings.Split(string(status), "\n") {
+					if strings.HasPrefix(line, "CapEff:") || strings.HasPrefix(line, "Seccomp:") {
+						say("%s", strings.Join(strings.Fields(line), " "))
+					}
+				}
+			}
 			fds, err := os.ReadDir(dir + "/fd")
 			if err == nil {
 				say("listed the descriptors")
