@@ -98,6 +98,8 @@ type Cmd struct {
 	streams  *streams
 	terminal *os.File
 	reader   *terminalReader
+	// stopInput ends the copy of input to a terminal when it is closed.
+	stopInput *os.File
 
 	aborted chan struct{} // closed by Engine.Close
 	done    chan struct{} // closed when the following are set

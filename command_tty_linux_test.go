@@ -76,6 +76,26 @@ func TestCommandTerminal(t *testing.T) {
 			t.Errorf("%q, %v", out, err)
 		}
 	})
+	t.Run("input that goes on", func(t *testing.T) {
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		defer w.Close()
+		cmd := tool(c, "echo", "done")
+		cmd.TTY, cmd.Stdin = true, r
+		if out, err := cmd.Output(ctx); err != nil || lines(out) != "done\n" {
+			t.Errorf("%q, %v", out, err)
+		}
+		// What is typed after the end is not the command's any more.
+		time.Sleep(10 * time.Millisecond)
+		w.WriteString("next")
+		buf := make([]byte, 10)
+		if n, err := r.Read(buf); err != nil || string(buf[:n]) != "next" {
+			t.Errorf("%q, %v", buf[:n], err)
+		}
+	})
 	t.Run("Ctrl-C", func(t *testing.T) {
 		cmd := tool(c, "obey")
 		cmd.TTY = true
