@@ -114,7 +114,8 @@ type TerminalSize struct {
 
 // A Process is the process of a command in a container, while it runs and after.
 type Process struct {
-	// PID is the process's id in the importing program's pid namespace. The command itself sees another one.
+	// PID is the process's id in the importing program's pid namespace. The command itself sees another one. It is 0 if
+	// the container has CAP_SYS_PTRACE and the command had ended before Start returned.
 	PID int
 
 	proc *nsexec.Process

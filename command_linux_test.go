@@ -786,7 +786,7 @@ func TestCommandStorm(t *testing.T) {
 				cmd := c.Command(fmt.Sprintf("exit-%d", n%codes))
 				err := cmd.Run(ctx)
 				var exit *coracle.ExitError
-				if want := n % codes; want > 0 && !errors.As(err, &exit) || cmd.ProcessState == nil || cmd.ProcessState.Code != want {
+				if want := n % codes; want > 0 && !errors.As(err, &exit) || cmd.ProcessState == nil || cmd.ProcessState.Code != want || cmd.Process.PID == 0 {
 					t.Errorf("%d: %v, want %d", n, err, want)
 				}
 			}

@@ -18,7 +18,8 @@ import (
 //	  clone3 -----------------------> cgroups, terminal, credentials,
 //	                                  filter, with the joiner's files
 //	                                  clone --------------------------> pid namespace of the container
-//	  poll(middle, report)            exit: number of the pidfd         session, READY
+//	  poll(middle, report)            pid and pidfd -> shared memory    session, READY
+//	                                  exit
 //	  as usual <------------------------------------------------------- execve
 //
 // The middle is in the host's pid namespace too. The payload is born as the joiner's child (CLONE_PARENT) with the
@@ -41,9 +42,6 @@ func traceable(spec *specs.Spec) bool {
 // confines says whether the payload can be born confined: whether the filter lets the middle clone it, and lets it do what
 // is left to do. If not, it is confined as in any other container, step by step.
 func (c *compiler) confines() bool {
-	if len(c.opts.Tasks) > 64 {
-		return false // the number of a descriptor has to fit into an exit code
-	}
 	for _, call := range [][]uint64{
 		{unix.SYS_CLONE, unix.CLONE_PARENT | unix.CLONE_PIDFD | uint64(unix.SIGCHLD)}, {unix.SYS_EXIT_GROUP}, {unix.SYS_SETSID},
 		{unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, uint64(unix.SIGKILL)}, {unix.SYS_IOCTL, 0, unix.TIOCSCTTY}, {unix.SYS_WRITE}, {unix.SYS_EXECVE},
@@ -59,13 +57,17 @@ func (c *compiler) confines() bool {
 func (c *compiler) joinConfined(target Arg, failed Label) {
 	middle, child := c.NewLabel(), c.NewLabel()
 	mid, midfd, pid, pidfd := c.NewSlot("middle"), c.NewSlot("middle_fd"), c.NewSlot("payload"), c.NewSlot("pidfd")
+	shared := c.NewSlot("shared")
+	const page = 4096
+	c.Syscall("make memory that the process between can write to", unix.SYS_MMAP, Const(0), Const(page),
+		Const(unix.PROT_READ|unix.PROT_WRITE).As("PROT_READ|PROT_WRITE"), Const(unix.MAP_SHARED|unix.MAP_ANONYMOUS).As("MAP_SHARED|MAP_ANONYMOUS"), Int(-1), Const(0)).Into(shared)
 	c.cloneWith("create the process between", unix.CLONE_FILES|unix.CLONE_PIDFD, mid, midfd)
 	c.Branch(mid.Value(), Equal, Const(0), middle)
 
 	// The joiner: it has what the middle opens, and therefore the payload's pidfd.
 	ended, lost, over := c.NewLabel(), c.NewLabel(), c.NewLabel()
 	c.FailTo(lost)
-	fds, revents, status, code := c.Words(Const(unix.POLLIN<<32), Const(c.prog.report.value)), c.NewSlot("revents"), c.Zeroed(8), c.NewSlot("code")
+	fds, revents := c.Words(Const(unix.POLLIN<<32), Const(c.prog.report.value)).As("{middle: POLLIN, report: POLLHUP}"), c.NewSlot("revents")
 	c.Store(4, fds, Const(0), midfd.Value())
 	c.Syscall("wait for the process between or the program to end", unix.SYS_PPOLL, fds, Const(2), Const(0), Const(0), Const(8)).Ignore()
 	c.Load(revents, 1, fds, Const(8+6))
@@ -73,19 +75,17 @@ func (c *compiler) joinConfined(target Arg, failed Label) {
 	c.Place(lost)
 	c.Syscall("kill the process between", unix.SYS_PIDFD_SEND_SIGNAL, midfd.Value(), Const(uint64(unix.SIGKILL)).As("SIGKILL"), Const(0), Const(0)).Ignore()
 	c.Place(ended)
-	c.Syscall("wait for the process between", unix.SYS_WAIT4, mid.Value(), status, Const(unix.WALL).As("__WALL"), Const(0)).Else(over)
-	c.Load(code, 1, status, Const(0))
-	c.Branch(code.Value(), NotEqual, Const(0), over) // killed
-	c.Load(code, 1, status, Const(1))
-	c.Branch(code.Value(), Equal, Const(125), over) // it has reported why
-	c.Add(pidfd, code.Value(), Const(0))
-	c.Add(pid, Int(-1), Const(0)) // the only child that is left
+	c.Syscall("wait for the process between", unix.SYS_WAIT4, mid.Value(), Const(0), Const(unix.WALL).As("__WALL"), Const(0)).Else(over)
+	c.Load(pid, 8, shared.Value(), Const(0))
+	c.Branch(pid.Value(), Equal, Const(0), over) // it has reported why, or was killed
+	c.Load(pidfd, 8, shared.Value(), Const(8))
 	c.supervise(pid, pidfd, false)
 	c.Place(over)
 	c.Syscall("exit", unix.SYS_EXIT_GROUP, Const(0)).Ignore()
 
 	c.Place(middle)
 	c.FailTo(failed)
+	c.Syscall("keep the memory from the payload", unix.SYS_MADVISE, shared.Value(), Const(page), Const(unix.MADV_DONTFORK).As("MADV_DONTFORK"))
 	c.Syscall("start a session", unix.SYS_SETSID)
 	c.dieWithJoiner()
 	c.enterCgroups()
@@ -110,7 +110,9 @@ func (c *compiler) joinConfined(target Arg, failed Label) {
 	flags := Const(unix.CLONE_PARENT | unix.CLONE_PIDFD | uint64(unix.SIGCHLD)).As("CLONE_PARENT|CLONE_PIDFD|SIGCHLD")
 	c.Syscall("create the container's process", unix.SYS_CLONE, flags, Const(0), pidfd.Addr(), Const(0), Const(0)).Into(pid)
 	c.Branch(pid.Value(), Equal, Const(0), child)
-	c.Syscall("exit with the number of its pidfd", unix.SYS_EXIT_GROUP, pidfd.Value()).Ignore()
+	c.Store(8, shared.Value(), Const(8), pidfd.Value())
+	c.Store(8, shared.Value(), Const(0), pid.Value())
+	c.Syscall("exit", unix.SYS_EXIT_GROUP, Const(0)).Ignore()
 
 	c.Place(child)
 	c.Syscall("start a session", unix.SYS_SETSID)

@@ -27,6 +27,7 @@ const statusReady = 1 << 32
 // Sizes of what goes over status and report.
 const (
 	statusSize = 16 // result of the failing call and number of the step, or 0 and statusReady
+	reportSize = 16 // "P", pid
 	rusageSize = 144
 	exitSize   = 8 + rusageSize // wait status, struct rusage
 )
@@ -141,6 +142,12 @@ func (c *compiler) supervise(pid, pidfd Slot, nested bool) {
 
 	// SCM_RIGHTS, unix(7): one byte of data and one descriptor.
 	iov := c.Words(c.Str("P"), Const(1))
+	if c.prog.joins {
+		// With the pid behind it: a short command has ended before the program can find it out.
+		data := c.Bytes(append([]byte("P"), make([]byte, reportSize-1)...))
+		c.Store(8, data, Const(reportSize-8), pid.Value())
+		iov = c.Words(data, Const(reportSize))
+	}
 	control := c.Words(Const(20), Const(unix.SOL_SOCKET|unix.SCM_RIGHTS<<32), Const(0))
 	message := c.Words(Const(0), Const(0), iov, Const(1), control, Const(24), Const(0)).As("{SCM_RIGHTS: pidfd}")
 	c.Store(4, control, Const(16), pidfd.Value())

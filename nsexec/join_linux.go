@@ -125,7 +125,7 @@ func (t *Target) Compile(process *specs.Process) (*Program, error) {
 	spec := t.spec
 	spec.Process = process
 	c := &compiler{spec: &spec, opts: &t.opts, Plan: &Plan{}, filter: t.filter, compiled: true, traceable: t.traceable}
-	c.prog = &Program{Plan: c.Plan, joins: true}
+	c.prog = &Program{Plan: c.Plan, joins: true, traceable: t.traceable}
 	c.reserve(140)
 	if process == nil {
 		c.invalid("process", "missing")

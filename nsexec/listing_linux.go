@@ -181,6 +181,10 @@ func syscallName(nr uintptr) string {
 		return "fstatfs"
 	case unix.SYS_CHROOT:
 		return "chroot"
+	case unix.SYS_MADVISE:
+		return "madvise"
+	case unix.SYS_MMAP:
+		return "mmap"
 	case unix.SYS_CLONE:
 		return "clone"
 	case unix.SYS_CLONE3:

@@ -174,10 +174,20 @@ type Process struct {
 
 // awaitSetup reads the status pipe to its end.
 func (p *Process) awaitSetup(prog *Program, e *ends) error {
-	if e.sync != nil {
+	early := e.sync != nil || prog.joins
+	if early {
 		if err := p.receive('P'); err != nil {
 			return setupError(prog, e.status, err)
 		}
+	}
+	if prog.traceable {
+		// The message may be of whoever traces the payload: a pid that names any process of the host.
+		p.mu.Lock()
+		p.pid = 0
+		p.mu.Unlock()
+		p.PID()
+	}
+	if e.sync != nil {
 		if err := writeMappings(p.PID(), prog.uidMappings, prog.gidMappings); err != nil {
 			return err
 		}
@@ -188,7 +198,7 @@ func (p *Process) awaitSetup(prog *Program, e *ends) error {
 	if err := setupError(prog, e.status, nil); err != nil {
 		return err
 	}
-	if e.sync == nil {
+	if !early {
 		if err := p.receive('P'); err != nil {
 			return err
 		}
@@ -271,7 +281,7 @@ func (p *Process) receive(kind byte) error {
 		if n == 0 {
 			return ErrDied
 		}
-		p.take(data[0], receivedFiles(oob[:m]))
+		p.take(data[:n], receivedFiles(oob[:m]))
 	}
 }
 
@@ -290,13 +300,17 @@ func receivedFiles(oob []byte) (fds []int) {
 }
 
 // take keeps the descriptor of a message, and closes what there is too much.
-func (p *Process) take(kind byte, fds []int) {
+func (p *Process) take(message []byte, fds []int) {
+	kind := message[0]
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, fd := range fds {
 		switch {
 		case kind == 'P' && p.pidfd == 0:
 			p.pidfd = fd
+			if len(message) == reportSize {
+				p.pid = int(int32(binary.NativeEndian.Uint64(message[reportSize-8:])))
+			}
 		case kind == 'T' && p.terminal == nil && isTerminal(fd):
 			unix.SetNonblock(fd, true)
 			p.terminal = os.NewFile(uintptr(fd), "terminal")

@@ -21,7 +21,9 @@ type Program struct {
 	sync   Arg  // pipe on which the payload waits for the mappings of its user namespace
 	nested bool // the guard is pid 1 of an outer pid namespace
 
-	joins    bool // the guard is a joiner: the payload is in a running container, see join_linux.go
+	joins     bool // the guard is a joiner: the payload is in a running container, see join_linux.go
+	traceable bool // by the container's processes
+
 	terminal bool // the payload sends a terminal through the report socket
 
 	uidMappings, gidMappings []specs.LinuxIDMapping // of a new user namespace
