@@ -71,7 +71,7 @@ type compiler struct {
 	prog *Program
 	bad  error // the first *SpecError
 
-	hygieneStep, hostFilesStep int // see setFileCount
+	hygieneStep int // see setFileCount
 
 	// What check understood of the spec.
 	namespaces namespaces

@@ -16,10 +16,9 @@ import (
 //	joiner                            middle                            payload
 //	  setns: all but pid and cgroup
 //	  clone3 -----------------------> cgroups, terminal, credentials,
-//	                                  filter, with the joiner's files
+//	                                  filter
 //	                                  clone --------------------------> pid namespace of the container
-//	  poll(middle, report)            pid and pidfd -> shared memory    session, READY
-//	                                  exit
+//	  poll(middle, report)            exit                              session, READY
 //	  as usual <------------------------------------------------------- execve
 //
 // The middle is in the host's pid namespace too. The payload is born as the joiner's child (CLONE_PARENT) with the
@@ -43,7 +42,7 @@ func traceable(spec *specs.Spec) bool {
 // is left to do. If not, it is confined as in any other container, step by step.
 func (c *compiler) confines() bool {
 	for _, call := range [][]uint64{
-		{unix.SYS_CLONE, unix.CLONE_PARENT | unix.CLONE_PIDFD | uint64(unix.SIGCHLD)}, {unix.SYS_EXIT_GROUP}, {unix.SYS_SETSID},
+		{unix.SYS_CLONE, confinedClone}, {unix.SYS_EXIT_GROUP}, {unix.SYS_SETSID},
 		{unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, uint64(unix.SIGKILL)}, {unix.SYS_IOCTL, 0, unix.TIOCSCTTY}, {unix.SYS_WRITE}, {unix.SYS_EXECVE},
 	} {
 		if !c.filter.allows(call[0], call[1:]...) {
@@ -59,26 +58,27 @@ func (c *compiler) joinConfined(target Arg, failed Label) {
 	mid, midfd, pid, pidfd := c.NewSlot("middle"), c.NewSlot("middle_fd"), c.NewSlot("payload"), c.NewSlot("pidfd")
 	shared := c.NewSlot("shared")
 	const page = 4096
-	c.Syscall("make memory that the process between can write to", unix.SYS_MMAP, Const(0), Const(page),
+	c.Syscall("make memory for the payload's pid", unix.SYS_MMAP, Const(0), Const(page),
 		Const(unix.PROT_READ|unix.PROT_WRITE).As("PROT_READ|PROT_WRITE"), Const(unix.MAP_SHARED|unix.MAP_ANONYMOUS).As("MAP_SHARED|MAP_ANONYMOUS"), Int(-1), Const(0)).Into(shared)
-	c.cloneWith("create the process between", unix.CLONE_FILES|unix.CLONE_PIDFD, mid, midfd)
+	c.cloneWith("create the process between", unix.CLONE_PIDFD, mid, midfd)
 	c.Branch(mid.Value(), Equal, Const(0), middle)
 
-	// The joiner: it has what the middle opens, and therefore the payload's pidfd.
+	// The joiner. However the middle ends: if there is a payload its pid is there, and as the joiner's child that nobody
+	// has waited for it keeps that pid.
 	ended, lost, over := c.NewLabel(), c.NewLabel(), c.NewLabel()
-	c.FailTo(lost)
+	c.FailTo(over)
 	fds, revents := c.Words(Const(unix.POLLIN<<32), Const(c.prog.report.value)).As("{middle: POLLIN, report: POLLHUP}"), c.NewSlot("revents")
 	c.Store(4, fds, Const(0), midfd.Value())
-	c.Syscall("wait for the process between or the program to end", unix.SYS_PPOLL, fds, Const(2), Const(0), Const(0), Const(8)).Ignore()
+	c.Syscall("wait for the process between or the program to end", unix.SYS_PPOLL, fds, Const(2), Const(0), Const(0), Const(8)).Else(lost)
 	c.Load(revents, 1, fds, Const(8+6))
 	c.Branch(revents.Value(), Equal, Const(0), ended)
 	c.Place(lost)
 	c.Syscall("kill the process between", unix.SYS_PIDFD_SEND_SIGNAL, midfd.Value(), Const(uint64(unix.SIGKILL)).As("SIGKILL"), Const(0), Const(0)).Ignore()
 	c.Place(ended)
-	c.Syscall("wait for the process between", unix.SYS_WAIT4, mid.Value(), Const(0), Const(unix.WALL).As("__WALL"), Const(0)).Else(over)
-	c.Load(pid, 8, shared.Value(), Const(0))
-	c.Branch(pid.Value(), Equal, Const(0), over) // it has reported why, or was killed
-	c.Load(pidfd, 8, shared.Value(), Const(8))
+	c.Syscall("wait for the process between", unix.SYS_WAIT4, mid.Value(), Const(0), Const(unix.WALL).As("__WALL"), Const(0))
+	c.Load(pid, 4, shared.Value(), Const(0))
+	c.Branch(pid.Value(), Equal, Const(0), over)
+	c.Syscall("open the container's process", unix.SYS_PIDFD_OPEN, pid.Value(), Const(0)).Into(pidfd)
 	c.supervise(pid, pidfd, false)
 	c.Place(over)
 	c.Syscall("exit", unix.SYS_EXIT_GROUP, Const(0)).Ignore()
@@ -97,21 +97,17 @@ func (c *compiler) joinConfined(target Arg, failed Label) {
 	}
 	c.changeDirectory()
 	c.setRlimits()
-	// All that was inherited but the two ways to the program. The joiner has the same files, and its descriptor of the
-	// middle is the first behind these.
-	c.hostFilesStep = len(c.steps)
-	c.Syscall("close what is of the host", unix.SYS_CLOSE_RANGE, c.prog.status.Plus(1), Const(0), Const(0))
+	c.Syscall("close all but the ways to the program", unix.SYS_CLOSE_RANGE, c.prog.status.Plus(1), Const(maxFD), Const(0))
 	c.closeFiles()
 	c.setCredentials()
 	if c.spec.Process.NoNewPrivileges {
 		c.installSeccomp()
 	}
 	c.filter = nil // it is installed
-	flags := Const(unix.CLONE_PARENT | unix.CLONE_PIDFD | uint64(unix.SIGCHLD)).As("CLONE_PARENT|CLONE_PIDFD|SIGCHLD")
-	c.Syscall("create the container's process", unix.SYS_CLONE, flags, Const(0), pidfd.Addr(), Const(0), Const(0)).Into(pid)
+	// The kernel writes the pid before the process runs.
+	c.Syscall("create the container's process", unix.SYS_CLONE, Const(confinedClone).As("CLONE_PARENT|CLONE_PARENT_SETTID|SIGCHLD"),
+		Const(0), shared.Value(), Const(0), Const(0)).Into(pid)
 	c.Branch(pid.Value(), Equal, Const(0), child)
-	c.Store(8, shared.Value(), Const(8), pidfd.Value())
-	c.Store(8, shared.Value(), Const(0), pid.Value())
 	c.Syscall("exit", unix.SYS_EXIT_GROUP, Const(0)).Ignore()
 
 	c.Place(child)
@@ -123,6 +119,8 @@ func (c *compiler) joinConfined(target Arg, failed Label) {
 	c.execute()
 	c.emitLater()
 }
+
+const confinedClone = unix.CLONE_PARENT | unix.CLONE_PARENT_SETTID | uint64(unix.SIGCHLD)
 
 // allows says whether the filter lets a system call through.
 func (f *filter) allows(nr uint64, args ...uint64) bool {

@@ -98,9 +98,6 @@ const maxFD = 1<<32 - 1
 // setFileCount completes the hygiene when all files of the plan are known.
 func (c *compiler) setFileCount() {
 	c.steps[c.hygieneStep].args[0] = Int(firstFile + len(c.files))
-	if c.hostFilesStep > 0 {
-		c.steps[c.hostFilesStep].args[1] = Int(firstFile + len(c.files) - 1)
-	}
 }
 
 // dieWithParent makes the kernel kill the guard when the thread that forked it ends. That thread may have ended before

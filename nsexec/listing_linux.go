@@ -243,6 +243,8 @@ func syscallName(nr uintptr) string {
 		return "open_tree"
 	case unix.SYS_PERSONALITY:
 		return "personality"
+	case unix.SYS_PIDFD_OPEN:
+		return "pidfd_open"
 	case unix.SYS_PIDFD_SEND_SIGNAL:
 		return "pidfd_send_signal"
 	case unix.SYS_PIPE2:

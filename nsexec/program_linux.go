@@ -50,7 +50,7 @@ var cloneFlags = []struct {
 	{unix.CLONE_NEWNS, "CLONE_NEWNS"}, {unix.CLONE_NEWPID, "CLONE_NEWPID"}, {unix.CLONE_NEWUTS, "CLONE_NEWUTS"},
 	{unix.CLONE_NEWIPC, "CLONE_NEWIPC"}, {unix.CLONE_NEWNET, "CLONE_NEWNET"}, {unix.CLONE_NEWUSER, "CLONE_NEWUSER"},
 	{unix.CLONE_NEWCGROUP, "CLONE_NEWCGROUP"}, {unix.CLONE_NEWTIME, "CLONE_NEWTIME"},
-	{unix.CLONE_FILES, "CLONE_FILES"}, {unix.CLONE_PIDFD, "CLONE_PIDFD"}, {unix.CLONE_INTO_CGROUP, "CLONE_INTO_CGROUP"},
+	{unix.CLONE_PIDFD, "CLONE_PIDFD"}, {unix.CLONE_INTO_CGROUP, "CLONE_INTO_CGROUP"},
 }
 
 // cloneFlagNames shows flags of clone3, setns and unshare in the listing.
