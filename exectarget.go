@@ -201,8 +201,9 @@ func (t *execTarget) explain(err error) error {
 	var step *nsexec.StepError
 	gone := errors.As(err, &step) && step.Call == "setns" && step.Errno == syscall.ESRCH
 	wait := time.Duration(0)
-	if errors.Is(err, nsexec.ErrDied) {
-		wait = 50 * time.Millisecond // the end of a container's first process begins with that of all others
+	if errors.Is(err, nsexec.ErrDied) || step != nil && step.Errno == syscall.ENOMEM {
+		// The end of a container's first process begins with that of all others, and with no more processes: ENOMEM.
+		wait = 200 * time.Millisecond
 	}
 	if gone || t.process.ended(wait) {
 		return fmt.Errorf("%w: it has just ended: %w", ErrNotRunning, err)
