@@ -19,8 +19,8 @@ import (
 // Pause stops all processes of the container until Resume, whoever owns it; it returns when they are stopped. They keep
 // their memory, and notice nothing but the time that has passed.
 //
-// The error matches ErrPaused if it is paused already, ErrNotRunning if it is not running, and errors.ErrUnsupported
-// where no cgroup with a freezer may be written. If it fails, for a process that cannot be stopped within ten seconds or
+// The error matches ErrPaused if it is paused already, ErrNotRunning if it is not running, ErrNotPaused if somebody else
+// has just resumed it to let it end, and errors.ErrUnsupported where no cgroup with a freezer may be written. If it fails, for a process that cannot be stopped within ten seconds or
 // for the end of ctx, the container runs on.
 func (c *Container) Pause(ctx context.Context) error { return c.fail("pause", c.pause(ctx)) }
 
@@ -33,8 +33,11 @@ func (c *Container) pause(ctx context.Context) error {
 			return ErrPaused
 		}
 		crashpoint.At("pause: begins")
-		if err := group.Freeze(ctx); err != nil {
-			return err
+		if err := group.Freeze(ctx); errors.Is(err, cgroup.ErrThawed) {
+			// By a Stop or a signal, which do not wait for the lock.
+			return unlessGone(st, fmt.Errorf("%w: another program lets it run", ErrNotPaused))
+		} else if err != nil {
+			return unlessGone(st, err)
 		}
 		crashpoint.At("pause: frozen")
 		if !alive(st) {
@@ -179,12 +182,20 @@ func (c *Container) signalByName(sig syscall.Signal) error {
 	return c.thaw()
 }
 
-// thawKilled lets a container die that was killed while it was paused.
+// thawKilled lets a container die that was killed while it was paused, or while somebody was about to pause it.
 func (c *Container) thawKilled() error {
 	if c.eng.cgroups.KillsFrozen() {
 		return nil
 	}
-	return c.thaw()
+	for end := time.Now().Add(freezeWait); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		if err := c.thaw(); err != nil {
+			return err
+		}
+		if st, err := c.current(); err != nil || !alive(st) {
+			break
+		}
+	}
+	return nil
 }
 
 // thaw lets a container run on if it is paused, without a word if it is not.
