@@ -119,12 +119,23 @@ func (e *Engine) create(ctx context.Context, spec *ContainerSpec) (_ *Container,
 	if _, err := e.store.NewSnapshot(ctx, st.ID, layers, opts); err != nil {
 		return nil, err
 	}
+	e.emitContainer(st, ActionCreate)
 	return c, nil
+}
+
+// destroy is discard for a container that others have been told of: they are told of this too.
+func (e *Engine) destroy(ctx context.Context, st *containerState) error {
+	return e.discardThen(ctx, st, func() { e.emitContainer(st, ActionDestroy) })
 }
 
 // discard removes all that belongs to a container that is not running, in the order that state.go explains. What is
 // missing is no error.
 func (e *Engine) discard(ctx context.Context, st *containerState) error {
+	return e.discardThen(ctx, st, func() {})
+}
+
+// discardThen calls gone when the container is out of sight.
+func (e *Engine) discardThen(ctx context.Context, st *containerState, gone func()) error {
 	var errs []error
 	if err := e.removeGroup(ctx, st.ID); err != nil {
 		errs = append(errs, err)
@@ -137,7 +148,7 @@ func (e *Engine) discard(ctx context.Context, st *containerState) error {
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	if err := e.removeState(st.ID); err != nil {
+	if err := e.removeState(st.ID, gone); err != nil {
 		return err
 	}
 	return e.unmark(st.ID)

@@ -469,6 +469,7 @@ func wantCleanRoot(t *testing.T, root string, open bool) {
 		}
 		return names
 	}
+	wantEvents(t, root)
 	for _, dir := range []string{"store/locks", "store/leases"} {
 		for _, name := range list(dir) {
 			t.Errorf("left: %s/%s", dir, name)

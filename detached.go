@@ -133,6 +133,7 @@ func (c *Container) release(ctx context.Context, st *containerState, r *run) (er
 	c.mu.Lock()
 	c.state, c.run = nil, nil // what is on disk counts
 	c.mu.Unlock()
+	e.emitContainer(&next, ActionStart)
 	e.follow(c)
 	return nil
 }
@@ -203,10 +204,15 @@ func (c *Container) settle(ctx context.Context) error {
 	}
 	defer unlock()
 	if !st.unsettled() {
-		if st.Status != StatusRunning {
-			return c.eng.unmark(c.id)
+		if st.Status == StatusRunning {
+			return nil
 		}
-		return nil
+		if _, err := os.Lstat(filepath.Join(c.eng.detachedDir(), c.id)); errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		// Whoever was noting it was killed, perhaps before its event.
+		(&pastEvents{eng: c.eng}).settle(ctx, st, true)
+		return c.eng.unmark(c.id)
 	}
 	return c.settleLocked(ctx, st)
 }
@@ -218,7 +224,8 @@ func (c *Container) settleLocked(ctx context.Context, st *containerState) error 
 	}
 	crashpoint.At("settle: cgroup gone")
 	if e.removedAtEnd(st) {
-		return e.discard(ctx, st)
+		e.emitDied(st)
+		return e.destroy(ctx, st)
 	}
 	st.KeeperPID, st.KeeperStart = 0, 0
 	if st.Finished.IsZero() {
@@ -228,6 +235,7 @@ func (c *Container) settleLocked(ctx context.Context, st *containerState) error 
 		return err
 	}
 	crashpoint.At("settle: noted")
+	e.emitDied(st)
 	return e.unmark(c.id)
 }
 

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -14,13 +13,13 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/coracle-dev/coracle"
 	"github.com/coracle-dev/coracle/cgroup"
-	"github.com/coracle-dev/coracle/internal/logfile"
 	"github.com/coracle-dev/coracle/internal/testutil"
 )
 
@@ -308,7 +307,7 @@ func checkCrashRound(t *testing.T, root string, started []string, lines int) {
 		known[c.Name()] = true
 		if inspect(t, c).Status != coracle.StatusCreated {
 			exit, err := c.Wait(t.Context())
-			out := logged(t, eng, c)
+			out := logged(t, c)
 			if err != nil || exit.Code != 7 || out != want {
 				// It was noted, and its program was killed before it was let go, and so before Start returned.
 				if slices.Contains(started, c.Name()) || err != nil || exit.Signal != syscall.SIGKILL || !strings.HasPrefix(want, out) {
@@ -372,27 +371,57 @@ func numbered(lines int) string {
 }
 
 // logged returns the output in the log of a container that has ended.
-func logged(t testing.TB, eng *coracle.Engine, c *coracle.Container) string {
+func logged(t testing.TB, c *coracle.Container) string {
 	t.Helper()
-	r, err := logfile.Open(filepath.Join(eng.Root(), "containers", c.ID(), "log"), &logfile.Options{})
-	if errors.Is(err, fs.ErrNotExist) {
-		return ""
-	}
-	if err != nil {
+	var out bytes.Buffer
+	if err := c.CopyLogs(t.Context(), &out, nil, nil); err != nil {
 		t.Fatal(err)
 	}
-	defer r.Close()
-	var out bytes.Buffer
-	for {
-		rec, err := r.Next()
-		if err == io.EOF {
-			return out.String()
-		}
+	return out.String()
+}
+
+// TestDetachedEvents: each start has one end, whoever notes it, and killed programs change nothing of that.
+func TestDetachedEvents(t *testing.T) {
+	testutil.RequireRoot(t)
+	root := t.TempDir()
+	eng := openAgain(t, root)
+	toolImage(t, eng, nil)
+	c := detached(t, eng, coracle.ContainerSpec{}, "exit", "5")
+	others := []*coracle.Engine{openAgain(t, root), openAgain(t, root)}
+	var wg sync.WaitGroup
+	for _, e := range append(others, eng) {
+		wg.Go(func() {
+			seen, err := e.Container(t.Context(), c.ID())
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			if exit, err := seen.Wait(t.Context()); err != nil || exit.Code != 5 {
+				t.Errorf("it ended with %v, %v", exit, err)
+			}
+		})
+	}
+	wg.Wait()
+	removed := detached(t, eng, coracle.ContainerSpec{AutoRemove: true}, "true")
+	eventually(t, "it is removed", func() bool {
+		_, err := eng.Container(t.Context(), removed.ID())
+		return errors.Is(err, fs.ErrNotExist)
+	})
+	counts := make(map[string]int)
+	for ev, err := range eng.Events(t.Context(), nil) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if rec.Stream == logfile.Stdout {
-			out.Write(rec.Data)
+		if ev.Type == coracle.EventContainer {
+			counts[ev.ID[:4]+" "+string(ev.Action)+" "+ev.Attributes["exitCode"]]++
+		}
+	}
+	for _, want := range []string{
+		c.ID()[:4] + " create ", c.ID()[:4] + " start ", c.ID()[:4] + " die 5",
+		removed.ID()[:4] + " create ", removed.ID()[:4] + " start ", removed.ID()[:4] + " die 0", removed.ID()[:4] + " destroy ",
+	} {
+		if counts[want] != 1 {
+			t.Errorf("%d events %q: %v", counts[want], want, counts)
 		}
 	}
 }

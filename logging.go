@@ -51,8 +51,8 @@ func (c *Container) guardFiles(st *containerState, s *streams) (_ *guardFiles, e
 		}
 	}()
 	dir := c.eng.containerDir(c.id)
-	if st.Spec.OpenStdin && st.Spec.Stdin == nil {
-		if err := g.takeInput(dir, s); err != nil {
+	if st.Spec.OpenStdin || st.Spec.TTY && !st.Spec.takesStreams() {
+		if err := g.takeInput(dir, &st.Spec, s); err != nil {
 			return nil, err
 		}
 	}
@@ -75,7 +75,7 @@ func (c *Container) guardFiles(st *containerState, s *streams) (_ *guardFiles, e
 	if err := os.Mkdir(filepath.Join(dir, logDirName), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, err
 	}
-	g.log = &nsexec.Log{Block: st.Spec.Log.Full == LogBlock, MaxFiles: st.Spec.Log.maxFiles(), MaxSize: st.Spec.Log.maxSize()}
+	g.log = &nsexec.Log{Block: st.Spec.Log.Full == LogBlock, MaxFiles: st.Spec.Log.files(), MaxSize: st.Spec.Log.size()}
 	if g.log.Dir, err = g.open(dir, logDirName, os.O_RDONLY); err != nil {
 		return nil, err
 	}
@@ -84,6 +84,9 @@ func (c *Container) guardFiles(st *containerState, s *streams) (_ *guardFiles, e
 	}
 	if err := g.resumeLog(st, last, lastErr == nil); err != nil {
 		return nil, fmt.Errorf("go on with the log: %w", err)
+	}
+	if st.Spec.TTY {
+		return g, nil // what the guard reads comes from the terminal
 	}
 	g.log.Stdout, g.log.Stderr, err = s.toLog(stdout, stderr)
 	g.files = append(g.files, s.logEnds...)
@@ -118,30 +121,32 @@ func (g *guardFiles) resumeLog(st *containerState, last nsexec.Record, known boo
 }
 
 // takeInput makes the FIFOs that anybody may write the container's input and messages to.
-func (g *guardFiles) takeInput(dir string, s *streams) (err error) {
+func (g *guardFiles) takeInput(dir string, spec *ContainerSpec, s *streams) (err error) {
 	for _, name := range []string{stdinName, controlName} {
 		// Of an earlier start there may be bytes in it, and writers.
 		if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
+		}
+		if name == stdinName && !spec.OpenStdin {
+			continue
 		}
 		if err := makeFIFO(filepath.Join(dir, name)); err != nil {
 			return fmt.Errorf("make the container's input: %w", err)
 		}
 	}
 	g.input = &nsexec.Input{}
-	both, err := os.OpenFile(filepath.Join(dir, stdinName), os.O_RDWR, 0) // opening one end waits for the other
+	if g.input.Control, err = g.open(dir, controlName, os.O_RDWR); err != nil || !spec.OpenStdin {
+		return err
+	}
+	if g.input.Stdin, err = g.open(dir, stdinName, os.O_RDWR); err != nil || spec.TTY {
+		return err
+	}
+	theirs, ours, err := os.Pipe()
 	if err != nil {
-		return err
+		return fmt.Errorf("make the container's input: %w", err)
 	}
-	defer both.Close()
-	stdin, err := os.OpenFile(filepath.Join(dir, stdinName), os.O_RDONLY, 0)
-	if err != nil {
-		return err
-	}
-	s.give(stdin)
-	if g.input.Stdin, err = g.open(dir, stdinName, os.O_WRONLY); err != nil {
-		return err
-	}
-	g.input.Control, err = g.open(dir, controlName, os.O_RDWR)
-	return err
+	g.files = append(g.files, ours)
+	g.input.Pipe = ours
+	s.give(theirs)
+	return nil
 }

@@ -151,11 +151,17 @@ func (s *ContainerSpec) validate() error {
 	if s.WorkingDir != "" && !path.IsAbs(s.WorkingDir) {
 		return invalid("WorkingDir", "%q is not absolute", s.WorkingDir)
 	}
-	if s.Detached && (s.Stdin != nil || s.Stdout != nil || s.Stderr != nil) {
+	if s.Detached && s.takesStreams() {
 		return invalid("Detached", "Stdin, Stdout and Stderr belong to this program, which the container outlives: use Log, OpenStdin and Attach")
 	}
 	if s.OpenStdin && s.Stdin != nil {
 		return invalid("OpenStdin", "Stdin is set too")
+	}
+	if s.TTY && !s.takesStreams() && !s.keepsLog() {
+		return invalid("TTY", "without a log and without streams nobody sees it: set Log.Mode to LogFile, or Stdout")
+	}
+	if s.TTY && s.Stderr != nil && !sameWriter(s.Stdout, s.Stderr) {
+		return invalid("Stderr", "a terminal has one output: use Stdout")
 	}
 	if s.ShmSize < 0 {
 		return invalid("ShmSize", "negative")
@@ -175,6 +181,9 @@ func (s *ContainerSpec) validate() error {
 		if !path.IsAbs(d.Path) || d.ContainerPath != "" && !path.IsAbs(d.ContainerPath) || strings.Trim(d.Permissions, "rwm") != "" {
 			return invalid(fmt.Sprintf("Devices[%d]", i), "%q needs absolute paths and permissions of \"rwm\"", d.Path)
 		}
+	}
+	if err := s.Log.validate(); err != nil {
+		return invalid("Log", "%v", err)
 	}
 	if err := s.Limits.Validate(); err != nil {
 		return invalid("Limits", "%v", err)

@@ -94,10 +94,18 @@ type ContainerSpec struct {
 	// Otherwise, and without Stdin, it reads nothing.
 	OpenStdin bool `json:",omitempty"`
 
-	Log LogSpec
+	// TTY gives the container a terminal of its own, as its controlling terminal and as its three streams. If the spec has
+	// neither Stdin nor Stdout nor Stderr, what it shows is in the log, and others type and look by Attach.
+	TTY bool `json:",omitempty"`
+	// ConsoleSize is the size of the terminal at the start. The zero size means that nobody knows.
+	ConsoleSize TerminalSize `json:",omitzero"`
 
 	// AutoRemove removes the container when it has ended; a detached one when an engine learns of it.
 	AutoRemove bool `json:",omitempty"`
+
+	// Log says what is kept of the output that the spec does not take itself. The zero LogSpec keeps at most 64 MB of it,
+	// unless AutoRemove is set.
+	Log LogSpec `json:",omitzero"`
 
 	// Stdin, Stdout and Stderr are the process's streams, as in os/exec: nil means /dev/null, an *os.File is handed
 	// over as it is, and anything else is copied through a pipe until the container ends. If Stdout and Stderr are

@@ -10,6 +10,7 @@ import (
 	"os"
 	"reflect"
 	"slices"
+	"syscall"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -73,13 +74,17 @@ func (c *Container) start(ctx context.Context) error {
 		return ErrRunning
 	}
 	if st.unsettled() {
-		if err := e.removeGroup(ctx, st.ID); err != nil {
+		if err := c.settleLocked(ctx, st); err != nil {
 			return err
+		}
+		if st, err = c.current(); err != nil {
+			return err // removed, as its spec says
 		}
 	}
 	if st.Customized && st.Spec.Customize == nil {
 		return fmt.Errorf("%w: its Customize function is known only to the program that created it, before its first detached start", ErrInvalid)
 	}
+	e.settleEvents(ctx, st)
 	r, err := c.launch(ctx, st)
 	if err != nil {
 		return err
@@ -101,6 +106,7 @@ func (c *Container) start(ctx context.Context) error {
 		return errors.Join(err, r.group.Remove(context.WithoutCancel(ctx)), c.setState(&next))
 	}
 	e.own(c, r)
+	e.emitContainer(&next, ActionStart)
 	go c.monitor(r)
 	return nil
 }
@@ -172,9 +178,11 @@ func (c *Container) launch(ctx context.Context, st *containerState) (_ *run, err
 			return nil, err
 		}
 	}
-	streams, err := newStreams(st.Spec.Stdin, st.Spec.Stdout, st.Spec.Stderr)
-	if err != nil {
-		return nil, err
+	streams := &streams{}
+	if !st.Spec.TTY {
+		if streams, err = newStreams(st.Spec.Stdin, st.Spec.Stdout, st.Spec.Stderr); err != nil {
+			return nil, err
+		}
 	}
 	r := &run{group: group.group, streams: streams, spec: spec, ended: make(chan struct{}), cleaned: make(chan struct{})}
 	if err := c.launchWith(ctx, st, r, &nsexec.Options{Root: root, Cgroup: join.Dir, Tasks: join.Tasks, CgroupKill: join.Kill, Init: st.Spec.Init}); err != nil {
@@ -182,6 +190,9 @@ func (c *Container) launch(ctx context.Context, st *containerState) (_ *run, err
 		return nil, explainStart(err, group.group)
 	}
 	crashpoint.At("start: program runs")
+	if r.proc != nil && r.proc.Terminal() != nil {
+		streams.copyTerminal(r.proc.Terminal(), st.Spec.Stdin, st.Spec.Stdout)
+	}
 	streams.begin()
 	return r, nil
 }
@@ -358,6 +369,7 @@ func (c *Container) monitor(r *run) {
 	} else {
 		errs = append(errs, c.setState(st))
 	}
+	c.eng.emitDied(st)
 	close(r.ended)
 
 	errs = append(errs, <-removed)
@@ -366,7 +378,7 @@ func (c *Container) monitor(r *run) {
 		// Under the lock: it tells Check that the container is being removed. It may have another name by now.
 		now, unlock, err := c.lock(ctx)
 		if err == nil {
-			errs = append(errs, c.eng.discard(ctx, now))
+			errs = append(errs, c.eng.destroy(ctx, now))
 			unlock()
 		} else if !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, err)
@@ -396,6 +408,7 @@ func (c *Container) shutDown() error {
 	r := c.lastRun()
 	c.op.Unlock()
 	if r != nil {
+		c.emitKill(syscall.SIGKILL, r.proc.Signal)
 		if err := errors.Join(r.proc.Kill(), c.thawKilled()); err != nil {
 			return c.fail("kill", err)
 		}
@@ -413,7 +426,7 @@ func (c *Container) shutDown() error {
 	}
 	defer unlock()
 	if st.Spec.AutoRemove {
-		return c.fail("remove", c.eng.discard(context.Background(), st))
+		return c.fail("remove", c.eng.destroy(context.Background(), st))
 	}
 	st.Owner = ""
 	return c.fail("release", c.setState(st))

@@ -120,14 +120,18 @@ func (e *Engine) addState(st *containerState) error {
 	return err
 }
 
-// removeState removes the container's directory.
-func (e *Engine) removeState(id string) error {
+// removeState removes the container's directory, and calls gone when it is out of sight.
+func (e *Engine) removeState(id string, gone func()) error {
 	removing := e.transientDir(e.owner.id, id)
-	if err := os.Rename(e.containerDir(id), removing); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	err := os.Rename(e.containerDir(id), removing)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	crashpoint.At("discard: container out of sight")
-	err := os.RemoveAll(removing)
+	if err == nil {
+		gone()
+	}
+	err = os.RemoveAll(removing)
 	crashpoint.At("discard: container gone")
 	return err
 }

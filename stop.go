@@ -88,6 +88,7 @@ func (c *Container) Signal(ctx context.Context, sig syscall.Signal) error {
 // send sends a signal to the first process, and leaves a paused one paused: see signal.
 func (c *Container) send(sig syscall.Signal) error {
 	if r := c.lastRun(); r != nil {
+		c.emitKill(sig, r.proc.Signal)
 		err := r.proc.Signal(sig)
 		if errors.Is(err, os.ErrProcessDone) {
 			return ErrNotRunning
@@ -103,6 +104,7 @@ func (c *Container) send(sig syscall.Signal) error {
 	}
 	p, err := openProcess(st.PID, st.BootID, st.StartTime)
 	if err == nil {
+		c.emitKill(sig, p.signal)
 		err = p.signal(sig)
 		p.close()
 	}
@@ -155,8 +157,9 @@ func (c *Container) stop(ctx context.Context, opts *StopOptions) error {
 	if err != nil {
 		return err
 	}
-	if err := c.signal(sig); err != nil && !errors.Is(err, ErrNotRunning) {
-		return err
+	sent := c.signal(sig)
+	if sent != nil && !errors.Is(sent, ErrNotRunning) {
+		return sent
 	}
 	if err := c.thaw(); err != nil {
 		return err
@@ -169,20 +172,23 @@ func (c *Container) stop(ctx context.Context, opts *StopOptions) error {
 	}
 	_, err = c.wait(polite)
 	if polite.Err() == nil || ctx.Err() != nil {
-		return stopped(err)
+		return c.stopped(ctx, st, sent, err)
 	}
 	if err := c.signal(syscall.SIGKILL); err != nil && !errors.Is(err, ErrNotRunning) {
 		return err
 	}
 	_, err = c.wait(ctx)
-	return stopped(err)
+	return c.stopped(ctx, st, sent, err)
 }
 
 const defaultStopTimeout = 10 * time.Second
 
 // stopped is the error of a stop for the error of its wait: that the owner has removed the container is as good an end
-// as any.
-func stopped(err error) error {
+// as any. What was sent a signal and has ended is an event.
+func (c *Container) stopped(ctx context.Context, st *containerState, sent, err error) error {
+	if sent == nil && ctx.Err() == nil {
+		c.eng.emitContainer(st, ActionStop)
+	}
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrNotRunning) {
 		return nil
 	}
@@ -240,8 +246,12 @@ func (c *Container) remove(ctx context.Context, opts *RemoveOptions) error {
 	case st.Owner != e.owner.id && e.ownerAlive(st.Owner):
 		return fmt.Errorf("%w: the container belongs to another program that is running", ErrInUse)
 	}
+	e.settleEvents(ctx, st)
+	if st.unsettled() {
+		e.emitDied(st)
+	}
 	// Removing goes on to its end once begun.
-	if err := e.discard(context.WithoutCancel(ctx), st); err != nil {
+	if err := e.destroy(context.WithoutCancel(ctx), st); err != nil {
 		return err
 	}
 	e.disown(c.id)

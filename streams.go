@@ -19,6 +19,8 @@ type streams struct {
 	copies  []func() error
 	logEnds []*os.File // the guard's ends of pipes, see toLog
 
+	terminal *terminalReader // in place of pipes
+
 	output sync.WaitGroup // copies of output
 	mu     sync.Mutex
 	err    error // first failing Write to a writer of the spec
@@ -125,6 +127,33 @@ func (s *streams) toLog(stdout, stderr bool) (out, errs *os.File, err error) {
 	return out, errs, err
 }
 
+// copyTerminal adds what goes through a terminal to what is copied.
+func (s *streams) copyTerminal(terminal *os.File, in io.Reader, out io.Writer) {
+	s.terminal = &terminalReader{f: terminal}
+	if out == nil {
+		out = io.Discard
+	}
+	s.output.Add(1)
+	s.copies = append(s.copies, func() error {
+		defer s.output.Done()
+		_, err := io.Copy(out, s.terminal)
+		if err != nil {
+			io.Copy(io.Discard, s.terminal) // a writer that fails must not block who writes
+		}
+		return err
+	})
+	if in == nil {
+		return
+	}
+	s.copies = append(s.copies, func() error {
+		// As in reader: an error of the other side is its own business, and nothing waits for this copy.
+		if _, err := io.Copy(struct{ io.Writer }{terminal}, in); err == nil {
+			terminal.Write([]byte{endOfInput})
+		}
+		return nil
+	})
+}
+
 // own gives the process's ends of our pipes to the user that it runs as, so that it may open /dev/stdout and the like
 // again. Files of the spec belong to whoever opened them.
 func (s *streams) own(uid, gid uint32) error {
@@ -162,6 +191,10 @@ func (s *streams) begin() {
 func (s *streams) end() error {
 	if s.input != nil {
 		s.input.Close()
+	}
+	if s.terminal != nil {
+		s.terminal.end()
+		defer s.terminal.f.Close()
 	}
 	s.output.Wait()
 	s.mu.Lock()

@@ -147,23 +147,13 @@ func (c *compiler) clone(pid, pidfd Slot) {
 	c.Syscall("create the container's process", unix.SYS_CLONE3, args, Const(8*wordsOfCloneArgs)).Into(pid)
 }
 
-// sendFD sends one descriptor through the report socket. The data is one byte that says what it is.
-func (c *compiler) sendFD(label string, data Arg, fd Slot) StepRef {
-	// SCM_RIGHTS, unix(7): one byte of data and one descriptor.
-	iov := c.Words(data, Const(1))
-	control := c.Words(Const(20), Const(unix.SOL_SOCKET|unix.SCM_RIGHTS<<32), Const(0))
-	message := c.Words(Const(0), Const(0), iov, Const(1), control, Const(24), Const(0)).As("{SCM_RIGHTS: pidfd}")
-	c.Store(4, control, Const(16), fd.Value())
-	return c.Syscall(label, unix.SYS_SENDMSG, c.prog.report, message, Const(unix.MSG_NOSIGNAL).As("MSG_NOSIGNAL"))
-}
-
 // supervise is what the guard does from the clone on: report the payload's pidfd, keep its output if it has to, wait,
 // report how it ended.
 func (c *compiler) supervise(pid, pidfd Slot, files keepFiles) {
 	nested, loops := c.prog.nested, c.opts.loops()
 	died := c.NewLabel()
 	c.FailTo(died)
-	report := c.sendFD("report the container's process", c.Str("P"), pidfd)
+	report := c.sendFile("report the container's process", c.prog.report, "P", pidfd)
 	lost, wait := c.NewLabel(), c.NewLabel()
 	if !nested {
 		report.Else(lost)

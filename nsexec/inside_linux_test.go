@@ -1,6 +1,7 @@
 package nsexec
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"debug/elf"
@@ -302,6 +303,27 @@ func insideCommand(args []string) int {
 		n, _ := strconv.Atoi(arg(1))
 		for i := range n {
 			fmt.Printf("line %d\n", i)
+		}
+	case "typist": // says the terminal's size, then the first line with the size of then, and what it read in all
+		size := func() string {
+			w, err := unix.IoctlGetWinsize(0, unix.TIOCGWINSZ)
+			if err != nil {
+				return err.Error()
+			}
+			return fmt.Sprintf("size %d %d", w.Row, w.Col)
+		}
+		fmt.Println(size())
+		n := 0
+		for r := bufio.NewReader(os.Stdin); ; {
+			line, err := r.ReadString('\n')
+			if n == 0 {
+				fmt.Printf("%s, read %q\n", size(), line)
+			}
+			n += len(line)
+			if err != nil {
+				fmt.Printf("end: %d bytes\n", n)
+				return 0
+			}
 		}
 	case "wait":
 		_, err = io.Copy(io.Discard, os.Stdin)

@@ -21,7 +21,7 @@ type Log struct {
 	// Block makes the program wait while the disk is full. Otherwise what cannot be written is dropped and counted.
 	Block bool
 	// Stdout and Stderr are the reading ends of the pipes that the program writes to. Nil means that the stream goes
-	// elsewhere.
+	// elsewhere. A program with a terminal (process.terminal) has neither: the guard reads the terminal.
 	Stdout, Stderr *os.File
 }
 
@@ -41,9 +41,12 @@ type Keeper struct {
 type Input struct {
 	// Control is a FIFO, open for reading and writing, for messages of [ControlSize] bytes.
 	Control *os.File
-	// Stdin is the writing end of the FIFO that is the program's standard input: the guard holds it, so that the input
-	// does not end between two writers, until it is told to close it.
+	// Stdin is a FIFO, open for reading and writing, from which the guard reads what others write to the program. When
+	// the program takes no more input, or the guard is told to end it, nobody reads the FIFO any more.
 	Stdin *os.File
+	// Pipe is the writing end of the pipe that the program reads as its standard input. Nil for a program with a
+	// terminal, to which the guard types.
+	Pipe *os.File
 }
 
 // ControlSize is the size in bytes of a message to a guard, small enough that the kernel never mixes two: the kind (4

@@ -1,6 +1,7 @@
 package nsexec
 
 import (
+	"math"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -38,7 +39,8 @@ func (o *Options) loops() bool { return o.Log != nil || o.Keeper != nil || o.Inp
 type keepFiles struct {
 	logDir, logFile, stdout, stderr Arg
 	record, memory                  Arg
-	control, stdin                  Arg
+	control, stdin, pipe            Arg
+	terminal                        Arg // a socket, and what came through it from then on
 }
 
 // inherit makes room for the files of the loop. They come before all that the guard closes.
@@ -57,7 +59,11 @@ func (k *keepFiles) inherit(c *compiler) {
 		k.record, k.memory = file("record", kp.Record), file("memory events", kp.MemoryEvents)
 	}
 	if in := c.opts.Input; in != nil {
-		k.control, k.stdin = file("control", in.Control), file("input", in.Stdin)
+		k.control, k.stdin, k.pipe = file("control", in.Control), file("input", in.Stdin), file("program's input", in.Pipe)
+	}
+	if c.opts.Log != nil && c.spec.Process.Terminal {
+		c.prog.keptTerminal = c.file("guard's end for the terminal", nil)
+		k.terminal = c.prog.keptTerminal
 	}
 }
 
@@ -79,7 +85,7 @@ func (c *compiler) detach() {
 	).As("{" + cloneFlagNames(flags) + "}")
 	c.Syscall("create the keeper", unix.SYS_CLONE3, args, Const(8*wordsOfCloneArgs)).Into(pid)
 	c.Branch(pid.Value(), Equal, Const(0), keeper)
-	c.sendFD("report the keeper", c.Str("K"), pidfd)
+	c.sendFile("report the keeper", c.prog.report, "K", pidfd)
 	c.Syscall("exit: nobody is the keeper's parent", unix.SYS_EXIT_GROUP, Const(0))
 
 	c.Place(keeper)
@@ -130,6 +136,7 @@ type keeping struct {
 	seq      Slot  // of the next record
 	ended    Slot  // the program has ended
 	drained  Slot  // reads since then
+	open     Slot  // the terminal has come
 	counters Arg   // of the record: dropped bytes, dropped reads, whether the disk is full
 	finish   Label
 }
@@ -141,6 +148,9 @@ func (c *compiler) keep(files keepFiles, pidfd Arg) *keeping {
 	k.at, k.seq, k.ended, k.drained = c.NewSlot("log end"), c.NewSlot("sequence"), c.NewSlot("ended"), c.NewSlot("drained")
 	k.counters = c.Zeroed(recordCounters)
 	k.finish = c.NewLabel()
+	if files.terminal.value != 0 {
+		k.open = c.NewSlot("terminal open")
+	}
 	loop := c.NewLabel()
 
 	var polled []Arg
@@ -149,7 +159,7 @@ func (c *compiler) keep(files keepFiles, pidfd Arg) *keeping {
 		return len(polled) - 1
 	}
 	end := pollIn(pidfd)
-	report, control, stdout, stderr := -1, -1, -1, -1
+	report, control, stdin, sink, terminal, stdout, stderr := -1, -1, -1, -1, -1, -1, -1
 	if !c.prog.detached && !c.prog.nested {
 		report = pollIn(c.prog.report) // POLLHUP: the program is dead
 	}
@@ -171,9 +181,27 @@ func (c *compiler) keep(files keepFiles, pidfd Arg) *keeping {
 	if control >= 0 {
 		k.nonblocking(files.control)
 	}
+	switch {
+	case files.terminal.value != 0:
+		terminal = pollIn(files.terminal)
+		if files.stdin.value != 0 {
+			stdin, sink = pollIn(Int(-1)), terminal // until the terminal has come
+			k.nonblocking(files.stdin)
+		}
+	case files.pipe.value != 0:
+		stdin, sink = pollIn(files.stdin), pollIn(Int(-1))
+		k.nonblocking(files.stdin)
+		k.nonblocking(files.pipe)
+		// A program that closes its input is no reason to die.
+		c.Syscall("ignore SIGPIPE", unix.SYS_RT_SIGACTION, Const(uint64(unix.SIGPIPE)).As("SIGPIPE"),
+			c.Words(Const(1), Const(0), Const(0), Const(0)).As("{SIG_IGN}"), Const(0), Const(8))
+	}
 	words := make([]Arg, len(polled))
 	for i, fd := range polled {
-		words[i] = Const(fd.value | unix.POLLIN<<32)
+		words[i] = Const(uint64(uint32(fd.value)) | unix.POLLIN<<32)
+	}
+	if sink >= 0 && sink != terminal {
+		words[sink] = Const(math.MaxUint32 | unix.POLLOUT<<32)
 	}
 	k.fds, k.sources = c.Words(words...).As("{POLLIN...}"), len(polled)
 	timeout, ready, revents := c.NewSlot("timeout"), c.NewSlot("ready"), c.NewSlot("revents")
@@ -184,6 +212,15 @@ func (c *compiler) keep(files keepFiles, pidfd Arg) *keeping {
 	c.Branch(k.ended.Value(), Equal, Const(0), going)
 	c.Branch(ready.Value(), Equal, Const(0), k.finish)
 	c.Place(going)
+	var input *typing
+	if stdin >= 0 {
+		to := files.pipe
+		if terminal >= 0 {
+			to = files.terminal
+		}
+		input = &typing{source: stdin, sink: sink, to: to, push: c.NewLabel(), from: c.NewSlot("from"), left: c.NewSlot("left"), over: c.NewSlot("over"), buffer: c.Zeroed(inputSize)}
+		k.write(input)
+	}
 
 	// serve emits the steps for one source, which are passed over while there is nothing of it.
 	serve := func(i int, emit func()) {
@@ -207,8 +244,16 @@ func (c *compiler) keep(files keepFiles, pidfd Arg) *keeping {
 			k.killPayload(pidfd)
 		}
 	})
-	serve(control, func() { k.message(control) })
+	serve(control, func() { k.message(input) })
 	out := &logWriter{keeping: k}
+	serve(terminal, func() {
+		come := c.NewLabel()
+		c.Branch(k.open.Value(), NotEqual, Const(0), come)
+		k.receiveTerminal(terminal, stdin)
+		c.Place(come)
+		out.begin(terminal, files.terminal, logStdout)
+	})
+	serve(stdin, func() { k.read(input) })
 	serve(stdout, func() { out.begin(stdout, files.stdout, logStdout) })
 	serve(stderr, func() { out.begin(stderr, files.stderr, logStderr) })
 	c.Jump(loop)
@@ -222,22 +267,155 @@ func (k *keeping) nonblocking(fd Arg) {
 	k.Syscall("never wait in a read", unix.SYS_FCNTL, fd, Const(unix.F_SETFL).As("F_SETFL"), Const(unix.O_NONBLOCK).As("O_NONBLOCK"))
 }
 
-// unwatch takes a source out of the poll.
-func (k *keeping) unwatch(i int) { k.Store(4, k.fds, Const(uint64(8*i)), Int(-1)) }
+// watch takes a source into the poll again.
+func (k *keeping) watch(i int, fd Arg) { k.Store(4, k.fds, Const(uint64(8*i)), fd) }
+
+// events changes what a source is watched for, and not what was seen: that is still to be looked at.
+func (k *keeping) events(i int, events uint64) {
+	k.Store(1, k.fds, Const(uint64(8*i+4)), Const(events))
+}
+
+// unwatch takes a source out of the poll, and forgets what was seen of it in this turn.
+func (k *keeping) unwatch(i int) {
+	k.Store(4, k.fds, Const(uint64(8*i)), Int(-1))
+	k.Store(1, k.fds, Const(uint64(8*i+6)), Const(0))
+}
 
 // message emits the reading of one message.
-func (k *keeping) message(source int) {
+func (k *keeping) message(t *typing) {
 	c := k.compiler
 	m, n, kind := c.Zeroed(ControlSize), c.NewSlot("message"), c.NewSlot("kind")
 	c.Syscall("read a message", unix.SYS_READ, k.control, m, Const(ControlSize)).Into(n).Else(k.next)
 	c.Branch(n.Value(), NotEqual, Const(ControlSize), k.next)
 	c.Load(kind, 4, m, Const(0))
-	if k.stdin.value != 0 {
-		other := c.NewLabel()
-		c.Branch(kind.Value(), NotEqual, Const(ControlCloseStdin), other)
-		c.Syscall("end the program's input", unix.SYS_CLOSE, k.stdin).Ignore()
-		c.Place(other)
+	other := c.NewLabel()
+	c.Branch(kind.Value(), NotEqual, Const(ControlCloseStdin), other)
+	if t != nil {
+		if k.terminal.value != 0 {
+			c.Branch(k.open.Value(), Equal, Const(0), k.next)
+		}
+		c.Add(t.over, Const(1), Const(0))
+		c.Jump(t.push)
 	}
+	c.Place(other)
+	if k.terminal.value != 0 {
+		c.Branch(kind.Value(), NotEqual, Const(ControlResize), k.next)
+		c.Branch(k.open.Value(), Equal, Const(0), k.next)
+		c.Syscall("resize the terminal", unix.SYS_IOCTL, k.terminal, Const(unix.TIOCSWINSZ).As("TIOCSWINSZ"), m.Plus(8)).Ignore()
+	}
+}
+
+// receiveTerminal emits the arrival of the terminal's master from the payload, which takes the place of the socket.
+func (k *keeping) receiveTerminal(source, stdin int) {
+	c := k.compiler
+	control := c.Zeroed(24)
+	iov := c.Words(c.Zeroed(8), Const(1))
+	message := c.Words(Const(0), Const(0), iov, Const(1), control, Const(24), Const(0)).As("{SCM_RIGHTS}")
+	n, size, master := c.NewSlot("came"), c.NewSlot("control size"), c.NewSlot("master")
+	failed := c.NewLabel()
+	c.Syscall("receive the terminal", unix.SYS_RECVMSG, k.terminal, message, Const(unix.MSG_CMSG_CLOEXEC).As("MSG_CMSG_CLOEXEC")).Into(n).Else(failed)
+	c.Branch(n.Value(), NotEqual, Const(1), failed)
+	c.Load(size, 8, control, Const(0))
+	c.Branch(size.Value(), NotEqual, Const(20), failed)
+	c.Load(master, 4, control, Const(16))
+	c.Syscall("keep the terminal", unix.SYS_DUP3, master.Value(), k.terminal, Const(unix.O_CLOEXEC).As("O_CLOEXEC")).Else(failed)
+	c.Syscall("close the second descriptor", unix.SYS_CLOSE, master.Value()).Ignore()
+	k.nonblocking(k.terminal)
+	c.Add(k.open, Const(1), Const(0))
+	if stdin >= 0 {
+		k.watch(stdin, k.stdin)
+	}
+	c.Jump(k.next) // it may have nothing to say yet
+	c.Place(failed)
+	k.unwatch(source)
+	c.Jump(k.next)
+}
+
+// inputSize is how much input is read at once: less than the kernel takes of a line.
+const inputSize = 1024
+
+// typing is the way of input from the FIFO to the terminal or the pipe that the program reads. While that takes no more,
+// nothing is read: who types waits, and nobody else.
+type typing struct {
+	source     int   // the FIFO
+	sink       int   // the terminal, or the pipe, which is watched only while it takes no more
+	to         Arg   // its descriptor
+	push       Label // see write
+	from, left Slot  // what it has not taken yet
+	over       Slot  // the input is to end behind what is in the FIFO
+	buffer     Arg
+}
+
+// write emits the sink's part, at the beginning of every turn of the loop.
+func (k *keeping) write(t *typing) {
+	c, written := k.compiler, k.NewSlot("typed")
+	none, refused, wait := c.NewLabel(), c.NewLabel(), c.NewLabel()
+	isTerminal := k.terminal.value != 0
+	closeInput := func() {
+		c.Syscall("close the program's input", unix.SYS_CLOSE, t.to).Ignore()
+		c.Syscall("take no more input", unix.SYS_CLOSE, k.stdin).Ignore()
+		k.unwatch(t.source)
+		k.unwatch(t.sink)
+	}
+	c.Place(t.push)
+	c.Branch(t.left.Value(), Equal, Const(0), none)
+	c.Syscall("type", unix.SYS_WRITE, t.to, t.from.Value(), t.left.Value()).Into(written).Else(refused)
+	c.Add(t.from, t.from.Value(), written.Value())
+	c.Sub(t.left, t.left.Value(), written.Value())
+	c.Branch(t.left.Value(), NotEqual, Const(0), wait)
+	k.watch(t.source, k.stdin)
+	if isTerminal {
+		k.events(t.sink, unix.POLLIN)
+	} else {
+		k.unwatch(t.sink)
+	}
+	c.Jump(none)
+	c.Place(refused)
+	c.Branch(written.Value(), Equal, Errno(unix.EAGAIN), wait)
+	c.Add(t.left, Const(0), Const(0)) // nobody reads any more
+	if !isTerminal {
+		closeInput()
+	}
+	c.Jump(none)
+	c.Place(wait)
+	if isTerminal {
+		k.events(t.sink, unix.POLLIN|unix.POLLOUT)
+	} else {
+		k.watch(t.sink, t.to)
+	}
+	c.Place(none)
+
+	on, empty := c.NewLabel(), c.NewLabel()
+	c.Branch(t.over.Value(), Equal, Const(0), on)
+	c.Branch(t.left.Value(), NotEqual, Const(0), on)
+	n := k.temp("n")
+	c.Syscall("read the last input", unix.SYS_READ, k.stdin, t.buffer, Const(inputSize)).Into(n).Else(empty)
+	k.typeOn(t, n)
+	c.Place(empty)
+	if isTerminal {
+		const endOfFile = "\x04" // Ctrl-D
+		c.Syscall("end the program's input", unix.SYS_WRITE, t.to, c.Str(endOfFile), Const(1)).Ignore()
+	} else {
+		closeInput()
+	}
+	c.Add(t.over, Const(0), Const(0))
+	c.Place(on)
+}
+
+// read emits the FIFO's part.
+func (k *keeping) read(t *typing) {
+	c, n := k.compiler, k.temp("n")
+	c.Syscall("read input", unix.SYS_READ, k.stdin, t.buffer, Const(inputSize)).Into(n).Else(k.next)
+	k.typeOn(t, n)
+}
+
+// typeOn emits the typing of n bytes in the buffer.
+func (k *keeping) typeOn(t *typing, n Slot) {
+	c := k.compiler
+	c.Add(t.left, n.Value(), Const(0))
+	c.Add(t.from, t.buffer, Const(0))
+	k.unwatch(t.source)
+	c.Jump(t.push)
 }
 
 // logWriter emits the writing of records: once, for all streams, since there are no subroutines. begin notes where it
@@ -369,8 +547,10 @@ func (w *logWriter) emit() {
 		w.setFull(Const(1))
 		c.Place(known)
 		pollEnd := c.Words(Const(w.pidfd.value | unix.POLLIN<<32)).As("{pidfd: POLLIN}")
-		over := c.NewSlot("over")
-		c.Syscall("wait for room on the disk", unix.SYS_PPOLL, pollEnd, Const(1), c.Words(Const(0), Const(fullPause)).As("100 ms"), Const(0), Const(8)).Into(over).Ignore()
+		over, pause := c.NewSlot("over"), c.Zeroed(16)
+		c.Store(8, pause, Const(0), Const(0)) // the kernel changes it
+		c.Store(8, pause, Const(8), Const(fullPause))
+		c.Syscall("wait for room on the disk", unix.SYS_PPOLL, pollEnd, Const(1), pause.As("100 ms"), Const(0), Const(8)).Into(over).Ignore()
 		c.Branch(over.Value(), NotEqual, Const(1), again)
 		c.Add(w.ended, Const(2), Const(0)) // the loop has still to see it
 		c.Jump(again)

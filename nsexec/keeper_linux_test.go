@@ -67,18 +67,21 @@ func startKept(t testing.TB, l *Launcher, o keptOptions, args ...string) *kept {
 	}
 	opts := &Options{Log: log, Keeper: &Keeper{Record: record}}
 	stdio := &Stdio{Stdout: stdout, Stderr: stderr}
+	s := newSpec(newRoot(t), args...)
+	if o.change != nil {
+		o.change(s)
+	}
 	if o.stdin {
 		for _, name := range []string{"stdin", "control"} {
 			check(t, unix.Mkfifo(filepath.Join(k.dir, name), 0o600))
 		}
-		both := open("stdin", os.O_RDWR) // opening one end waits for the other
-		stdio.Stdin = open("stdin", os.O_RDONLY)
-		opts.Input = &Input{Control: open("control", os.O_RDWR), Stdin: open("stdin", os.O_WRONLY)}
-		both.Close()
+		opts.Input = &Input{Control: open("control", os.O_RDWR), Stdin: open("stdin", os.O_RDWR)}
+		if !s.Process.Terminal {
+			stdio.Stdin, opts.Input.Pipe = pipe()
+		}
 	}
-	s := newSpec(newRoot(t), args...)
-	if o.change != nil {
-		o.change(s)
+	if s.Process.Terminal {
+		log.Stdout, log.Stderr, stdio.Stdout, stdio.Stderr = nil, nil, nil, nil
 	}
 	prog, err := Compile(s, opts)
 	if err != nil {
@@ -94,6 +97,9 @@ func startKept(t testing.TB, l *Launcher, o keptOptions, args ...string) *kept {
 	if opts.Input != nil {
 		opts.Input.Control.Close()
 		opts.Input.Stdin.Close()
+		if opts.Input.Pipe != nil {
+			opts.Input.Pipe.Close()
+		}
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -447,16 +453,9 @@ func TestKeeperFullDisk(t *testing.T) {
 
 func (k *kept) closeStdin(t testing.TB) {
 	t.Helper()
-	w, err := os.OpenFile(filepath.Join(k.dir, "control"), os.O_WRONLY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer w.Close()
 	message := make([]byte, ControlSize)
 	message[0] = ControlCloseStdin
-	if _, err := w.Write(message); err != nil {
-		t.Fatal(err)
-	}
+	k.write(t, "control", message)
 }
 
 // eventually waits for a condition.
@@ -529,4 +528,43 @@ func TestKeeperMemory(t *testing.T) {
 	}
 	k.closeStdin(t)
 	k.record(t)
+}
+
+// TestKeeperTerminal: the keeper reads the terminal, types what comes through the FIFO, and resizes it.
+func TestKeeperTerminal(t *testing.T) {
+	requireRoot(t)
+	l := &Launcher{}
+	defer l.Close()
+	k := startKept(t, l, keptOptions{stdin: true, change: func(s *specs.Spec) { s.Process.Terminal = true }}, "typist")
+	text := func() string { return string(stream(k.log(t, "0"), logStdout)) }
+	eventually(t, "it says its size", func() bool { return text() == "size 0 0\r\n" })
+	message := make([]byte, ControlSize)
+	message[0] = ControlResize
+	binary.LittleEndian.PutUint16(message[8:], 30)
+	binary.LittleEndian.PutUint16(message[10:], 100)
+	k.write(t, "control", message)
+	k.write(t, "stdin", []byte("hello\n"))
+	eventually(t, "it reads a line", func() bool { return strings.HasSuffix(text(), "hello\r\nsize 30 100, read \"hello\\n\"\r\n") })
+	// More than a terminal holds, to a program that reads it all.
+	long := strings.Repeat(strings.Repeat("x", 99)+"\n", 5000)
+	k.write(t, "stdin", []byte(long))
+	k.closeStdin(t)
+	if r := k.record(t); !r.Ended || r.Status.Code != 0 {
+		t.Errorf("the record is %+v", r)
+	}
+	if out := text(); !strings.HasSuffix(out, fmt.Sprintf("end: %d bytes\r\n", len(long)+len("hello\n"))) {
+		t.Errorf("the last words: %q", out[max(0, len(out)-100):])
+	}
+}
+
+func (k *kept) write(t testing.TB, name string, b []byte) {
+	w, err := os.OpenFile(filepath.Join(k.dir, name), os.O_WRONLY, 0)
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	defer w.Close()
+	if _, err := w.Write(b); err != nil {
+		t.Error(err)
+	}
 }

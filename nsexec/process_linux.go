@@ -79,6 +79,9 @@ func (l *Launcher) launch(ctx context.Context, prog *Program, stdio *Stdio) (*Pr
 	if ends.syncTheirs != nil {
 		files[prog.sync.value] = ends.syncTheirs
 	}
+	if prog.keptTerminal.value != 0 {
+		files[prog.keptTerminal.value], files[prog.terminalEnd.value] = ends.terminals[0], ends.terminals[1]
+	}
 
 	guard, err := l.fork(image, files, prog.nested && !prog.detached)
 	if err != nil {
@@ -115,6 +118,7 @@ type ends struct {
 	status, report, sync                   *os.File
 	statusTheirs, reportTheirs, syncTheirs *os.File
 	null                                   *os.File
+	terminals                              [2]*os.File // between guard and payload
 }
 
 func newEnds(prog *Program) (*ends, error) {
@@ -133,6 +137,15 @@ func newEnds(prog *Program) (*ends, error) {
 	}
 	unix.SetNonblock(s[0], true)
 	e.report, e.reportTheirs = os.NewFile(uintptr(s[0]), "report"), os.NewFile(uintptr(s[1]), "report")
+	if prog.keptTerminal.value != 0 {
+		s, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			e.closeOurs()
+			e.closeTheirs()
+			return nil, fmt.Errorf("nsexec: make the terminal's socket: %w", err)
+		}
+		e.terminals = [2]*os.File{os.NewFile(uintptr(s[0]), "terminal"), os.NewFile(uintptr(s[1]), "terminal")}
+	}
 	if prog.sync.value != 0 {
 		if err := unix.Pipe2(m[:], unix.O_CLOEXEC); err != nil {
 			e.closeOurs()
@@ -156,7 +169,7 @@ func (e *ends) devNull() (*os.File, error) {
 }
 
 func (e *ends) closeTheirs() {
-	for _, f := range []*os.File{e.statusTheirs, e.reportTheirs, e.syncTheirs, e.null} {
+	for _, f := range []*os.File{e.statusTheirs, e.reportTheirs, e.syncTheirs, e.null, e.terminals[0], e.terminals[1]} {
 		if f != nil {
 			f.Close()
 		}

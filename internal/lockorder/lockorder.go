@@ -43,10 +43,12 @@ const (
 	Collection
 	// Index is locks/index of the store: held while index.json is replaced.
 	Index
+	// Journal is the lock of the directory of events: held while the journal's first file is made. Appending needs none.
+	Journal
 )
 
 func (r Rank) String() string {
-	names := [...]string{Root: "root", Sweep: "sweep", Operation: "operation", Keepers: "keepers", Image: "image", Chain: "chain", DiffID: "diffID", Turn: "turn", Collection: "collection", Index: "index"}
+	names := [...]string{Root: "root", Sweep: "sweep", Operation: "operation", Keepers: "keepers", Image: "image", Chain: "chain", DiffID: "diffID", Turn: "turn", Collection: "collection", Index: "index", Journal: "journal"}
 	if r > 0 && int(r) < len(names) {
 		return names[r]
 	}

@@ -24,6 +24,13 @@ type file struct {
 	at    int64
 	chunk int // how much hop reads next
 
+	// The header of the last record that was delivered, at anchorAt. While it stands there, what follows it is what was
+	// written after it. A file may be truncated and grow beyond where a reader is while it does not look.
+	anchor   [HeaderSize]byte
+	anchorAt int64
+	anchored bool
+	reads    int // counts calls that read
+
 	// From zeroFrom to zeroTo there was nothing but zeros, so that a long hole is read once.
 	zeroFrom, zeroTo int64
 }
@@ -72,8 +79,33 @@ type record struct {
 	data       []byte
 }
 
-// record reads the record at off, or behind the hole at off. Without payload it reads little more than the header.
+// setAnchor notes the record, the last one that was read.
+func (f *file) setAnchor(r *record) {
+	f.anchored, f.anchorAt = true, r.start
+	copy(f.anchor[:], f.buf[r.start-f.at:])
+}
+
+// record reads the record at off, or behind the hole at off. Without payload it reads little more than the header. The
+// error is errTruncated if the file is not any more what it was when the anchor was set.
 func (f *file) record(off int64, payload bool) (record, error) {
+	reads := f.reads
+	r, err := f.current(off, payload)
+	if !f.anchored || f.reads == reads || err == errTruncated {
+		return r, err
+	}
+	var now [HeaderSize]byte
+	n, readErr := f.f.ReadAt(now[:], f.anchorAt)
+	if readErr != nil && !errors.Is(readErr, io.EOF) {
+		return r, readErr
+	}
+	if n < len(now) || now != f.anchor {
+		return r, errTruncated
+	}
+	return r, err
+}
+
+// current is record without the anchor.
+func (f *file) current(off int64, payload bool) (record, error) {
 	r, err := f.parse(off, payload)
 	if err == nil {
 		return r, nil
@@ -147,6 +179,7 @@ func (f *file) bytes(off int64, n int, payload bool) ([]byte, error) {
 	if cap(f.buf) < want {
 		f.buf = make([]byte, max(want, midChunk))
 	}
+	f.reads++
 	got, err := f.f.ReadAt(f.buf[:want], off)
 	f.buf, f.at = f.buf[:got], off
 	switch {

@@ -109,6 +109,7 @@ func (r *Reader) Next() (Record, error) {
 			return Record{}, err
 		case err == errTruncated:
 			r.off, r.dead, r.truncated, r.floor, r.skip = 0, false, true, r.last, [Notes]int{}
+			r.cur.anchored, r.cur.buf = false, nil
 		case err == errEnd:
 			more, err := r.advance()
 			if err != nil {
@@ -143,6 +144,7 @@ func (r *Reader) read() (record, error) {
 		if rec.start > r.off {
 			r.truncated = true // a hole
 		}
+		r.cur.setAnchor(&rec)
 		r.off = rec.end
 	}
 	return rec, err

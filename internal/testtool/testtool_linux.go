@@ -122,6 +122,23 @@ func Run(args []string) int {
 			}
 		}
 		return number(2)
+	case "typist": // says whether it has a terminal, of which size, and then each line with the size of then
+		size := func() string {
+			w, err := unix.IoctlGetWinsize(0, unix.TIOCGWINSZ)
+			if err != nil {
+				return "no terminal"
+			}
+			return fmt.Sprintf("%d rows, %d columns", w.Row, w.Col)
+		}
+		fmt.Println(size())
+		for r := bufio.NewReader(os.Stdin); ; {
+			line, err := r.ReadString('\n')
+			if err != nil {
+				fmt.Println("end")
+				return number(1)
+			}
+			fmt.Printf("%s: %s", size(), line)
+		}
 	case "kill-self": // kill-self SIGNAL
 		signal.Reset(syscall.Signal(number(1)))
 		syscall.Kill(os.Getpid(), syscall.Signal(number(1)))
