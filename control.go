@@ -44,6 +44,7 @@ func (c *Container) pause(ctx context.Context) error {
 			// It ended meanwhile: an empty group freezes too, and whatever comes to it has to be able to run.
 			return errors.Join(ErrNotRunning, group.Thaw(ctx))
 		}
+		c.eng.emitContainer(st, ActionPause)
 		return nil
 	})
 }
@@ -62,7 +63,11 @@ func (c *Container) resume(ctx context.Context) error {
 			return unlessGone(st, ErrNotPaused)
 		}
 		crashpoint.At("resume: begins")
-		return group.Thaw(ctx)
+		if err := group.Thaw(ctx); err != nil {
+			return err
+		}
+		c.eng.emitContainer(st, ActionUnpause)
+		return nil
 	})
 }
 
@@ -206,7 +211,9 @@ func (c *Container) thaw() error {
 		if frozen, err = group.Frozen(); err == nil && frozen {
 			ctx, cancel := context.WithTimeout(context.Background(), freezeWait)
 			defer cancel()
-			err = group.Thaw(ctx)
+			if err = group.Thaw(ctx); err == nil {
+				c.emit(ActionUnpause)
+			}
 		}
 	}
 	if errors.Is(err, fs.ErrNotExist) {
@@ -255,6 +262,9 @@ func (c *Container) stopAndStart(ctx context.Context, opts *StopOptions) error {
 	}
 	if err == nil {
 		err = c.start(ctx)
+	}
+	if err == nil {
+		c.emit(ActionRestart)
 	}
 	if err != nil && st.Spec.AutoRemove && !errors.Is(err, ErrRunning) {
 		// What should have gone when it ended, had it not been for this.
