@@ -1128,6 +1128,7 @@ func TestControlEvents(t *testing.T) {
 	for _, do := range []func() error{
 		func() error { return c.Pause(ctx) }, func() error { return c.Rename(ctx, "second") }, func() error { return c.Resume(ctx) },
 		func() error { return c.Update(ctx, cgroup.Limits{PIDs: 50}) }, func() error { return c.Restart(ctx, stop) },
+		func() error { waitForOutput(t, c, "ready\nready\n"); return nil },
 		func() error { return c.Pause(ctx) }, func() error { return c.Stop(ctx, &coracle.StopOptions{Timeout: time.Minute}) },
 	} {
 		if err := do(); err != nil {
