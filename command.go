@@ -98,6 +98,8 @@ type Cmd struct {
 	streams  *streams
 	terminal *os.File
 	reader   *terminalReader
+	// stopInput ends the copy of input to a terminal when it is closed.
+	stopInput *os.File
 
 	aborted chan struct{} // closed by Engine.Close
 	done    chan struct{} // closed when the following are set
@@ -112,7 +114,8 @@ type TerminalSize struct {
 
 // A Process is the process of a command in a container, while it runs and after.
 type Process struct {
-	// PID is the process's id in the importing program's pid namespace. The command itself sees another one.
+	// PID is the process's id in the importing program's pid namespace. The command itself sees another one. It is 0 if
+	// the container has CAP_SYS_PTRACE and the command had ended before Start returned.
 	PID int
 
 	proc *nsexec.Process
@@ -266,10 +269,12 @@ func (c *Cmd) Resize(rows, cols uint16) error {
 		return c.fail(misuse("the command has no terminal: set TTY"))
 	}
 	err := setTerminalSize(c.terminal, TerminalSize{rows, cols})
-	if errors.Is(err, os.ErrClosed) {
+	select {
+	case <-c.Process.proc.Done(): // and the terminal may be closed
 		return nil
+	default:
+		return c.fail(err)
 	}
-	return c.fail(err)
 }
 
 // Start starts the command and returns when its program is being executed. If it returns nil, call Wait in the end.

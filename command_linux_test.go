@@ -411,6 +411,51 @@ func TestCommandNotRunning(t *testing.T) {
 	notRunning("after the removal", fs.ErrNotExist)
 }
 
+// TestCommandWhileEnding: commands that meet the end of their container either run, are killed with it, or say that it is
+// not running.
+func TestCommandWhileEnding(t *testing.T) {
+	ctx, eng := t.Context(), engine(t)
+	toolImage(t, eng, fstest.MapFS{"bin/true": {Data: trueELF(t), Mode: 0o755}})
+	for round := range 20 {
+		spec := coracle.ContainerSpec{Image: "tool", Args: []string{"stubborn"}}
+		if round%2 == 1 {
+			spec.Security.CapAdd = []string{"SYS_PTRACE"}
+		}
+		c, err := eng.Create(ctx, &spec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Start(ctx); err != nil {
+			t.Fatal(err)
+		}
+		var wg sync.WaitGroup
+		for range 4 {
+			wg.Go(func() {
+				for {
+					err := c.Command("/bin/true").Run(ctx)
+					var exit *coracle.ExitError
+					switch {
+					case err == nil, errors.As(err, &exit) && exit.Signal == syscall.SIGKILL:
+					case errors.Is(err, coracle.ErrNotRunning):
+						return
+					default:
+						t.Errorf("round %d: %v", round, err)
+						return
+					}
+				}
+			})
+		}
+		time.Sleep(time.Duration(round) * 300 * time.Microsecond)
+		if err := c.Kill(ctx); err != nil {
+			t.Error(err)
+		}
+		wg.Wait()
+		if err := c.Remove(ctx, &coracle.RemoveOptions{Force: true}); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // TestCommandElsewhere: an engine that did not start the container runs commands in it, with the container's isolation.
 func TestCommandElsewhere(t *testing.T) {
 	ctx, eng := t.Context(), engine(t)
@@ -741,7 +786,7 @@ func TestCommandStorm(t *testing.T) {
 				cmd := c.Command(fmt.Sprintf("exit-%d", n%codes))
 				err := cmd.Run(ctx)
 				var exit *coracle.ExitError
-				if want := n % codes; want > 0 && !errors.As(err, &exit) || cmd.ProcessState == nil || cmd.ProcessState.Code != want {
+				if want := n % codes; want > 0 && !errors.As(err, &exit) || cmd.ProcessState == nil || cmd.ProcessState.Code != want || cmd.Process.PID == 0 {
 					t.Errorf("%d: %v, want %d", n, err, want)
 				}
 			}

@@ -56,13 +56,32 @@ func (c *Cmd) copyTerminal() {
 	if c.Stdin == nil {
 		return
 	}
+	in, done := c.Stdin, func() {}
+	if f, ok := in.(*os.File); ok {
+		if stop, ours, err := os.Pipe(); err == nil {
+			c.stopInput = ours
+			in, done = &fileUntil{f, stop}, func() { stop.Close() }
+		}
+	}
 	s.copies = append(s.copies, func() error {
+		defer done()
 		// As in streams.reader: an error of the other side is its own business, and nothing waits for this copy.
-		if _, err := io.Copy(struct{ io.Writer }{terminal}, c.Stdin); err == nil {
+		if _, err := io.Copy(struct{ io.Writer }{terminal}, in); err == nil {
 			terminal.Write([]byte{endOfInput})
 		}
 		return nil
 	})
+}
+
+// fileUntil reads a file until the other end of stop is closed. A read that is not stopped would take the next line of the
+// program's own terminal, long after the command has ended.
+type fileUntil struct{ f, stop *os.File }
+
+func (r *fileUntil) Read(p []byte) (int, error) {
+	if !readableBefore(r.f, r.stop) {
+		return 0, io.EOF
+	}
+	return r.f.Read(p)
 }
 
 // endOfInput is Ctrl-D, which a terminal turns into the end of a file.
@@ -124,6 +143,9 @@ func (c *Cmd) endStreams(late <-chan time.Time) error {
 			}
 			for _, f := range c.childs {
 				f.Close()
+			}
+			if c.stopInput != nil {
+				c.stopInput.Close()
 			}
 		}()
 	}

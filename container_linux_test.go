@@ -38,6 +38,7 @@ func TestMain(m *testing.M) {
 	pullMain()
 	walkMain()
 	placeMain()
+	commandChildMain()
 	flag.Parse()
 	if skip := flag.Lookup("test.skip"); os.Geteuid() != 0 && skip != nil && skip.Value.String() == "" {
 		fmt.Println("examples that start containers are skipped: they need root")

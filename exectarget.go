@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -76,11 +77,8 @@ func (c *Container) execTarget(ctx context.Context) (*execTarget, *containerStat
 
 // ready says whether a command can be started now.
 func (t *execTarget) ready() error {
-	if err := t.process.signal(0); err != nil {
-		if errors.Is(err, os.ErrProcessDone) {
-			return ErrNotRunning
-		}
-		return err
+	if t.process.ended(0) {
+		return ErrNotRunning
 	}
 	// A command would be frozen before it has begun, and Start would wait for who knows how long.
 	if t.group == nil {
@@ -200,7 +198,14 @@ func (t *execTarget) lookUp(ctx context.Context, user string, groupAdd []string)
 
 // explain adds what is known of the container to the error of a start in it.
 func (t *execTarget) explain(err error) error {
-	if errors.Is(t.process.signal(0), os.ErrProcessDone) {
+	var step *nsexec.StepError
+	gone := errors.As(err, &step) && step.Call == "setns" && step.Errno == syscall.ESRCH
+	wait := time.Duration(0)
+	if errors.Is(err, nsexec.ErrDied) || step != nil && step.Errno == syscall.ENOMEM {
+		// The end of a container's first process begins with that of all others, and with no more processes: ENOMEM.
+		wait = 200 * time.Millisecond
+	}
+	if gone || t.process.ended(wait) {
 		return fmt.Errorf("%w: it has just ended: %w", ErrNotRunning, err)
 	}
 	if t.group == nil {

@@ -113,6 +113,14 @@ func (p *hostProcess) openRoot(pid int) (*os.File, error) {
 	return os.NewFile(uintptr(fd), "root"), nil
 }
 
+// ended says whether the process has ended, or does so within the time. Unlike signal it knows of one that nobody has
+// waited for yet.
+func (p *hostProcess) ended(within time.Duration) bool {
+	fds := []unix.PollFd{{Fd: int32(p.fd.Fd()), Events: unix.POLLIN}}
+	n, err := unix.Poll(fds, int(within.Milliseconds()))
+	return err == nil && n > 0
+}
+
 // file is the pidfd.
 func (p *hostProcess) file() *os.File { return p.fd }
 

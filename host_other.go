@@ -7,6 +7,7 @@ import (
 	"errors"
 	"os"
 	"syscall"
+	"time"
 )
 
 func signalNumber(string) syscall.Signal { return 0 }
@@ -27,6 +28,8 @@ func (*hostProcess) close() {}
 
 func (*hostProcess) ended() bool                    { return true }
 func (*hostProcess) openRoot(int) (*os.File, error) { return nil, errors.ErrUnsupported }
+
+func (*hostProcess) ended(time.Duration) bool { return false }
 
 func (*hostProcess) file() *os.File { return nil }
 

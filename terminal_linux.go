@@ -22,6 +22,26 @@ func withFD(f *os.File, call func(fd int) error) error {
 	return callErr
 }
 
+// readableBefore waits until f can be read, and says whether that was before the other end of stop was closed. A file that
+// cannot be waited for is readable.
+func readableBefore(f, stop *os.File) bool {
+	readable := true
+	withFD(f, func(fd int) error {
+		return withFD(stop, func(stopFD int) error {
+			for {
+				fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}, {Fd: int32(stopFD), Events: unix.POLLIN}}
+				_, err := unix.Poll(fds, -1)
+				if err == unix.EINTR {
+					continue
+				}
+				readable = err != nil || fds[1].Revents == 0
+				return err
+			}
+		})
+	})
+	return readable
+}
+
 func setTerminalSize(f *os.File, s TerminalSize) error {
 	return withFD(f, func(fd int) error {
 		return unix.IoctlSetWinsize(fd, unix.TIOCSWINSZ, &unix.Winsize{Row: s.Rows, Col: s.Cols})

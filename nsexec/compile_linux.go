@@ -58,7 +58,7 @@ func Compile(spec *specs.Spec, opts *Options) (*Program, error) {
 	}
 	c := &compiler{spec: spec, opts: opts, Plan: &Plan{}}
 	c.prog = &Program{Plan: c.Plan}
-	c.reserve()
+	c.reserve(640)
 	c.check()
 	if c.bad == nil {
 		c.guard(c.payload)
@@ -92,6 +92,7 @@ type compiler struct {
 	caps       capabilities
 	filter     *filter // the seccomp profile, compiled
 	compiled   bool    // filter was there before
+	traceable  bool    // the container that is joined has CAP_SYS_PTRACE
 	crowded    bool    // so much is opened that descriptors have to be closed on the way
 
 	// Where the plan keeps what later steps need.
@@ -114,10 +115,10 @@ type compiler struct {
 }
 
 // reserve makes room for a usual plan at once.
-func (c *compiler) reserve() {
-	c.steps = make([]step, 0, 640)
-	c.data = make([]byte, 0, 16<<10)
-	c.labels = make([]int, 0, 192)
+func (c *compiler) reserve(steps int) {
+	c.steps = make([]step, 0, steps)
+	c.data = make([]byte, 0, 24*steps)
+	c.labels = make([]int, 0, steps/3)
 }
 
 // temp is a slot for a value that is not needed for longer than the steps of one mount, device or file. All of a name

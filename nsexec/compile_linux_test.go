@@ -132,6 +132,7 @@ func TestGoldenJoin(t *testing.T) {
 		opts   Options
 	}{
 		{"join", func(*specs.Spec) {}, Options{}},
+		{"join-traceable", traceableSpec, Options{Tasks: []*os.File{named(t, "/sys/fs/cgroup/pids/box/tasks")}}},
 		{"join-all", func(s *specs.Spec) {
 			s.Process.User = specs.User{UID: 1000, GID: 1000, AdditionalGids: []uint32{4, 5}}
 			s.Process.Cwd = "/home/user"
@@ -144,7 +145,10 @@ func TestGoldenJoin(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			s := portable()
 			test.change(s)
-			target := &Target{spec: specs.Spec{Linux: s.Linux}, opts: test.opts, pidfd: named(t, "pidfd")}
+			if test.name == "join-traceable" {
+				s.Linux.Seccomp = nil
+			}
+			target := &Target{spec: specs.Spec{Linux: s.Linux}, opts: test.opts, pidfd: named(t, "pidfd"), traceable: traceable(s)}
 			if err := target.prepare(); err != nil {
 				t.Fatal(err)
 			}

@@ -40,6 +40,7 @@ const statusReady = 1 << 32
 // Sizes of what goes over status and report.
 const (
 	statusSize = 16 // result of the failing call and number of the step, or 0 and statusReady
+	reportSize = 16 // "P", pid
 	rusageSize = 144
 	exitSize   = 8 + rusageSize // wait status, struct rusage
 )
@@ -135,7 +136,11 @@ const wordsOfCloneArgs = 11 // of struct clone_args, clone3(2)
 
 // clone creates the payload.
 func (c *compiler) clone(pid, pidfd Slot) {
-	flags, cgroup := c.cloneFlags()|unix.CLONE_PIDFD, Const(0)
+	c.cloneWith("create the container's process", c.cloneFlags()|unix.CLONE_PIDFD, pid, pidfd)
+}
+
+func (c *compiler) cloneWith(label string, flags uint64, pid, pidfd Slot) {
+	cgroup := Const(0)
 	if c.opts.Cgroup != nil {
 		flags |= unix.CLONE_INTO_CGROUP
 		cgroup = c.file("cgroup", c.opts.Cgroup)
@@ -144,7 +149,7 @@ func (c *compiler) clone(pid, pidfd Slot) {
 		Const(flags), pidfd.Addr(), Const(0), Const(0), Const(uint64(unix.SIGCHLD)),
 		Const(0), Const(0), Const(0), Const(0), Const(0), cgroup,
 	).As("{" + cloneFlagNames(flags) + "}")
-	c.Syscall("create the container's process", unix.SYS_CLONE3, args, Const(8*wordsOfCloneArgs)).Into(pid)
+	c.Syscall(label, unix.SYS_CLONE3, args, Const(8*wordsOfCloneArgs)).Into(pid)
 }
 
 // supervise is what the guard does from the clone on: report the payload's pidfd, keep its output if it has to, wait,
@@ -153,7 +158,13 @@ func (c *compiler) supervise(pid, pidfd Slot, files keepFiles) {
 	nested, loops := c.prog.nested, c.opts.loops()
 	died := c.NewLabel()
 	c.FailTo(died)
-	report := c.sendFile("report the container's process", c.prog.report, "P", pidfd)
+	data, size := c.Str("P"), 1
+	if c.prog.joins {
+		// With the pid behind it: a short command has ended before the program can find it out.
+		data, size = c.Bytes(append([]byte("P"), make([]byte, reportSize-1)...)), reportSize
+		c.Store(8, data, Const(reportSize-8), pid.Value())
+	}
+	report := c.sendFile("report the container's process", c.prog.report, data, size, pidfd)
 	lost, wait := c.NewLabel(), c.NewLabel()
 	if !nested {
 		report.Else(lost)

@@ -24,9 +24,10 @@ import (
 // socket hangs up and the joiner kills the payload; when the joiner is killed, the payload's death signal does.
 //
 // From its first instruction on the payload can be seen by the container's processes. It is undumpable, so that only
-// who has CAP_SYS_PTRACE over it can look in (CVE-2016-9962), and what it still holds then leads nowhere: the pidfd of
-// the container's own first process, its cgroup's tasks files, its cgroup's directory as a read-only mount that has no
-// parent, and the two pipes to the importing program, which believes nothing that comes through them but an outcome.
+// who has CAP_SYS_PTRACE can look in (CVE-2016-9962); confine_linux.go is about containers that have it. What it holds
+// leads nowhere in any case: the pidfd of the container's own first process, its cgroup's tasks files, its cgroup's
+// directory as a read-only mount that has no parent, and the two pipes to the importing program, which believes nothing
+// that comes through them but an outcome.
 
 // TargetOptions say where a container is that processes are to join. Process is required.
 type TargetOptions struct {
@@ -47,6 +48,8 @@ type Target struct {
 	pidfd  *os.File
 	cgroup *os.File // owned
 	filter *filter
+
+	traceable bool // by the container's processes
 }
 
 // NewTarget prepares for starting processes in a running container that spec describes: its namespaces, seccomp profile
@@ -61,7 +64,7 @@ func NewTarget(spec *specs.Spec, opts *TargetOptions) (*Target, error) {
 		return nil, fmt.Errorf("nsexec: no process is given whose namespaces are to be joined: %w", os.ErrInvalid)
 	}
 	l := *spec.Linux
-	t := &Target{pidfd: opts.Process, opts: Options{Tasks: opts.Tasks}}
+	t := &Target{pidfd: opts.Process, opts: Options{Tasks: opts.Tasks}, traceable: traceable(spec)}
 	t.spec = specs.Spec{Version: spec.Version, Linux: &specs.Linux{
 		Namespaces: l.Namespaces, Seccomp: l.Seccomp, Personality: l.Personality,
 	}}
@@ -121,9 +124,9 @@ func (t *Target) Close() error {
 func (t *Target) Compile(process *specs.Process) (*Program, error) {
 	spec := t.spec
 	spec.Process = process
-	c := &compiler{spec: &spec, opts: &t.opts, Plan: &Plan{}, filter: t.filter, compiled: true}
-	c.prog = &Program{Plan: c.Plan, joins: true}
-	c.reserve()
+	c := &compiler{spec: &spec, opts: &t.opts, Plan: &Plan{}, filter: t.filter, compiled: true, traceable: t.traceable}
+	c.prog = &Program{Plan: c.Plan, joins: true, traceable: t.traceable}
+	c.reserve(140)
 	if process == nil {
 		c.invalid("process", "missing")
 	} else {
@@ -171,6 +174,13 @@ func (c *compiler) joiner(target *os.File) {
 	c.tuneThroughHost()
 	// The cgroup namespace is for later: where the v2 hierarchy is delegated to namespaces, who is in it cannot clone
 	// into a group from outside of it.
+	if c.traceable && c.confines() {
+		c.setnsOf(pidfdOfTarget, c.namespaces.joined&^(unix.CLONE_NEWCGROUP|unix.CLONE_NEWPID))
+		c.joinConfined(pidfdOfTarget, failed)
+		c.Place(failed)
+		c.reportFailure()
+		return
+	}
 	c.setnsOf(pidfdOfTarget, c.namespaces.joined&^unix.CLONE_NEWCGROUP)
 	if c.inUserNamespace() {
 		c.Syscall("stay undumpable", unix.SYS_PRCTL, Const(unix.PR_SET_DUMPABLE).As("PR_SET_DUMPABLE"), Const(0))
@@ -202,6 +212,11 @@ func (c *compiler) joiner(target *os.File) {
 	c.emitLater()
 
 	c.Place(failed)
+	c.reportFailure()
+}
+
+// reportFailure emits the end of a set-up that has failed.
+func (c *compiler) reportFailure() {
 	c.Syscall("report the error", unix.SYS_WRITE, c.prog.status, slotResult.Addr(), Const(statusSize)).Ignore()
 	c.Syscall("exit", unix.SYS_EXIT_GROUP, Const(125)).Ignore()
 }

@@ -1,6 +1,7 @@
 package nsexec
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -197,6 +198,20 @@ func TestJoin(t *testing.T) {
 			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})
 			s.Linux.UIDMappings, s.Linux.GIDMappings = mappings, mappings
 		}},
+		{"traceable", traceableSpec},
+		{"traceable user without filter", func(s *specs.Spec) {
+			traceableSpec(s)
+			s.Process.User, s.Linux.Seccomp = specs.User{UID: 1000, GID: 1001, AdditionalGids: []uint32{5}}, nil
+			s.Process.Cwd = "/dev"
+		}},
+		{"traceable with no new privileges", func(s *specs.Spec) {
+			traceableSpec(s)
+			s.Process.NoNewPrivileges = true
+		}},
+		{"traceable with a filter that forbids the way", func(s *specs.Spec) {
+			traceableSpec(s)
+			s.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActAllow, Syscalls: []specs.LinuxSyscall{{Names: []string{"setsid"}, Action: specs.ActErrno}}}
+		}},
 		{"time namespace", func(s *specs.Spec) {
 			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.TimeNamespace})
 		}},
@@ -234,37 +249,76 @@ func TestJoin(t *testing.T) {
 	}
 }
 
+// eitherWay are the specs of containers that are joined in one way and in the other; see confine_linux.go.
+var eitherWay = map[string]func(*specs.Spec){"default": nil, "traceable": traceableSpec}
+
+// traceableSpec gives a container CAP_SYS_PTRACE.
+func traceableSpec(s *specs.Spec) {
+	if err := (&Security{CapAdd: []string{"SYS_PTRACE"}}).Apply(s); err != nil {
+		panic(err)
+	}
+}
+
+// TestRunFilter holds the compiled default profile against what it is known to do.
+func TestRunFilter(t *testing.T) {
+	f, err := compileProfile(DefaultSpec().Linux.Seccomp)
+	check(t, err)
+	for name, test := range map[string]struct {
+		nr   uint64
+		args []uint64
+		want bool
+	}{
+		"write": {unix.SYS_WRITE, nil, true}, "clone": {unix.SYS_CLONE, []uint64{unix.CLONE_PARENT | uint64(unix.SIGCHLD)}, true},
+		"clone of a user namespace": {unix.SYS_CLONE, []uint64{unix.CLONE_NEWUSER}, false}, "clone3": {unix.SYS_CLONE3, nil, false},
+		"mount": {unix.SYS_MOUNT, nil, false}, "personality": {unix.SYS_PERSONALITY, []uint64{0}, true}, "another personality": {unix.SYS_PERSONALITY, []uint64{7}, false},
+		"unknown": {4000, nil, false},
+	} {
+		if got := f.allows(test.nr, test.args...); got != test.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+	for _, bad := range [][]byte{nil, {1}, make([]byte, 8), bytes.Repeat([]byte{0x05, 0, 0, 0, 0xff, 0xff, 0xff, 0x7f}, 3), bytes.Repeat([]byte{0x15, 0, 255, 255, 0, 0, 0, 0}, 3), {0x20, 0, 0, 0, 61, 0, 0, 0, 6, 0, 0, 0, 0, 0, 0xff, 0x7f}} {
+		if result, ok := runFilter(bad, make([]byte, 64)); ok {
+			t.Errorf("%v: %x", bad, result)
+		}
+	}
+}
+
 func TestJoinStatus(t *testing.T) {
-	h := newHost(t, nil, nil)
-	for _, code := range []int{0, 1, 7, 137, 255} {
-		if _, status, err := h.exec(h.process("exit", strconv.Itoa(code))); err != nil || status.Code != code || status.Signal != 0 || status.MaxRSS == 0 {
-			t.Errorf("exit %d: %+v, %v", code, status, err)
-		}
-	}
-	r, w, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer r.Close()
-	defer w.Close()
-	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL, syscall.SIGSEGV} {
-		proc, out, err := h.start(h.process("wait"), r)
-		if err != nil {
-			t.Fatal(err)
-		}
-		out.Close()
-		pid := proc.PID()
-		if err := proc.Signal(sig); err != nil {
-			t.Error(err)
-		}
-		status, err := proc.Wait(t.Context())
-		if err != nil || status.Signal != sig && !(sig == syscall.SIGSEGV && status.Code == 2) {
-			t.Errorf("%v: %+v, %v", sig, status, err)
-		}
-		gone(t, pid)
-	}
-	if _, err := h.p.Wait(shortContext(t)); !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("the container has ended: %v", err)
+	for name, change := range eitherWay {
+		t.Run(name, func(t *testing.T) {
+			h := newHost(t, change, nil)
+			for _, code := range []int{0, 1, 7, 137, 255} {
+				if _, status, err := h.exec(h.process("exit", strconv.Itoa(code))); err != nil || status.Code != code || status.Signal != 0 || status.MaxRSS == 0 {
+					t.Errorf("exit %d: %+v, %v", code, status, err)
+				}
+			}
+			r, w, err := os.Pipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer r.Close()
+			defer w.Close()
+			for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL, syscall.SIGSEGV} {
+				proc, out, err := h.start(h.process("wait"), r)
+				if err != nil {
+					t.Fatal(err)
+				}
+				out.Close()
+				pid := proc.PID()
+				if err := proc.Signal(sig); err != nil {
+					t.Error(err)
+				}
+				status, err := proc.Wait(t.Context())
+				if err != nil || status.Signal != sig && !(sig == syscall.SIGSEGV && status.Code == 2) {
+					t.Errorf("%v: %+v, %v", sig, status, err)
+				}
+				gone(t, pid)
+			}
+			if _, err := h.p.Wait(shortContext(t)); !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("the container has ended: %v", err)
+			}
+		})
 	}
 }
 
@@ -275,74 +329,82 @@ func shortContext(t *testing.T) context.Context {
 }
 
 func TestJoinErrors(t *testing.T) {
-	h := newHost(t, nil, nil)
-	check(t, os.WriteFile(h.root+"/plain", []byte("x"), 0o644))
-	check(t, os.WriteFile(h.root+"/bin/script", []byte("no interpreter line"), 0o755))
-	for name, want := range map[string]error{"/missing": fs.ErrNotExist, "missing": fs.ErrNotExist, "/plain": fs.ErrPermission, "/bin": fs.ErrPermission, "/bin/script": syscall.ENOEXEC} {
-		p := h.process()
-		p.Args = []string{name}
-		_, _, err := h.exec(p)
-		var ee *ExecError
-		if !errors.As(err, &ee) || !errors.Is(err, want) || ee.Path != name {
-			t.Errorf("%s: %v", name, err)
-		}
-	}
-	p := h.process("view")
-	p.Cwd = "/missing"
-	var se *StepError
-	if _, _, err := h.exec(p); !errors.As(err, &se) || !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("working directory: %v", err)
-	}
-	var spec *SpecError
-	p = h.process("view")
-	p.Cwd = "relative"
-	if _, err := h.target.Compile(p); !errors.As(err, &spec) || spec.Field != "process.cwd" {
-		t.Errorf("relative directory: %v", err)
-	}
-	if _, err := h.target.Compile(nil); !errors.As(err, &spec) {
-		t.Errorf("no process: %v", err)
-	}
-	if _, err := NewTarget(nil, nil); !errors.As(err, &spec) {
-		t.Errorf("no spec: %v", err)
-	}
-	if _, err := NewTarget(h.spec, nil); err == nil {
-		t.Error("no process to join: no error")
-	}
-	// A container that has ended.
-	h.stdin.Close()
-	if _, err := h.p.Wait(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	if _, _, err := h.exec(h.process("view")); !errors.Is(err, syscall.ESRCH) {
-		t.Errorf("the container has ended: %v", err)
+	for name, change := range eitherWay {
+		t.Run(name, func(t *testing.T) {
+			h := newHost(t, change, nil)
+			check(t, os.WriteFile(h.root+"/plain", []byte("x"), 0o644))
+			check(t, os.WriteFile(h.root+"/bin/script", []byte("no interpreter line"), 0o755))
+			for name, want := range map[string]error{"/missing": fs.ErrNotExist, "missing": fs.ErrNotExist, "/plain": fs.ErrPermission, "/bin": fs.ErrPermission, "/bin/script": syscall.ENOEXEC} {
+				p := h.process()
+				p.Args = []string{name}
+				_, _, err := h.exec(p)
+				var ee *ExecError
+				if !errors.As(err, &ee) || !errors.Is(err, want) || ee.Path != name {
+					t.Errorf("%s: %v", name, err)
+				}
+			}
+			p := h.process("view")
+			p.Cwd = "/missing"
+			var se *StepError
+			if _, _, err := h.exec(p); !errors.As(err, &se) || !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("working directory: %v", err)
+			}
+			var spec *SpecError
+			p = h.process("view")
+			p.Cwd = "relative"
+			if _, err := h.target.Compile(p); !errors.As(err, &spec) || spec.Field != "process.cwd" {
+				t.Errorf("relative directory: %v", err)
+			}
+			if _, err := h.target.Compile(nil); !errors.As(err, &spec) {
+				t.Errorf("no process: %v", err)
+			}
+			if _, err := NewTarget(nil, nil); !errors.As(err, &spec) {
+				t.Errorf("no spec: %v", err)
+			}
+			if _, err := NewTarget(h.spec, nil); err == nil {
+				t.Error("no process to join: no error")
+			}
+			// A container that has ended.
+			h.stdin.Close()
+			if _, err := h.p.Wait(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if _, _, err := h.exec(h.process("view")); !errors.Is(err, syscall.ESRCH) {
+				t.Errorf("the container has ended: %v", err)
+			}
+		})
 	}
 }
 
 // TestJoinEndsWithContainer: who ends the container ends what has joined it, and the status is known.
 func TestJoinEndsWithContainer(t *testing.T) {
-	h := newHost(t, nil, nil)
-	r, w, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer r.Close()
-	defer w.Close()
-	proc, out, err := h.start(h.process("wait"), r)
-	if err != nil {
-		t.Fatal(err)
-	}
-	out.Close()
-	h.p.Kill()
-	if status, err := proc.Wait(t.Context()); err != nil || status.Signal != syscall.SIGKILL {
-		t.Errorf("%+v, %v", status, err)
+	for name, change := range eitherWay {
+		t.Run(name, func(t *testing.T) {
+			h := newHost(t, change, nil)
+			r, w, err := os.Pipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer r.Close()
+			defer w.Close()
+			proc, out, err := h.start(h.process("wait"), r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			out.Close()
+			h.p.Kill()
+			if status, err := proc.Wait(t.Context()); err != nil || status.Signal != syscall.SIGKILL {
+				t.Errorf("%+v, %v", status, err)
+			}
+		})
 	}
 }
 
 // TestJoinerKilled: what has joined does not survive its joiner, whatever user it has become.
 func TestJoinerKilled(t *testing.T) {
-	for name, user := range map[string]specs.User{"root": {}, "another": {UID: 1000, GID: 1000}} {
+	for name, user := range map[string]specs.User{"root": {}, "another": {UID: 1000, GID: 1000}, "traceable": {UID: 1000, GID: 1000}} {
 		t.Run(name, func(t *testing.T) {
-			h := newHost(t, nil, nil)
+			h := newHost(t, eitherWay[name], nil)
 			r, w, err := os.Pipe()
 			if err != nil {
 				t.Fatal(err)
@@ -369,67 +431,75 @@ func TestJoinerKilled(t *testing.T) {
 }
 
 func TestJoinCancel(t *testing.T) {
-	h := newHost(t, nil, nil)
-	for i := range 30 {
-		prog, err := h.target.Compile(h.process("exit", "0"))
-		check(t, err)
-		ctx, cancel := context.WithTimeout(t.Context(), time.Duration(i)*50*time.Microsecond)
-		p, err := h.l.Start(ctx, prog, nil)
-		switch {
-		case err == nil:
-			if _, err := p.Wait(t.Context()); err != nil {
-				t.Error(err)
+	for name, change := range eitherWay {
+		t.Run(name, func(t *testing.T) {
+			h := newHost(t, change, nil)
+			for i := range 30 {
+				prog, err := h.target.Compile(h.process("exit", "0"))
+				check(t, err)
+				ctx, cancel := context.WithTimeout(t.Context(), time.Duration(i)*50*time.Microsecond)
+				p, err := h.l.Start(ctx, prog, nil)
+				switch {
+				case err == nil:
+					if _, err := p.Wait(t.Context()); err != nil {
+						t.Error(err)
+					}
+				case !errors.Is(err, context.DeadlineExceeded):
+					t.Errorf("cancelled: %v", err)
+				}
+				cancel()
 			}
-		case !errors.Is(err, context.DeadlineExceeded):
-			t.Errorf("cancelled: %v", err)
-		}
-		cancel()
-	}
-	// Nothing but the container's first process is in its pid namespace.
-	if out := h.mustExec(h.process("ls", "/proc")); strings.HasPrefix(out, "1\n") {
-		lines := strings.Split(out, "\n")
-		n := 0
-		for _, l := range lines {
-			if _, err := strconv.Atoi(l); err == nil {
-				n++
+			// Nothing but the container's first process is in its pid namespace.
+			if out := h.mustExec(h.process("ls", "/proc")); strings.HasPrefix(out, "1\n") {
+				lines := strings.Split(out, "\n")
+				n := 0
+				for _, l := range lines {
+					if _, err := strconv.Atoi(l); err == nil {
+						n++
+					}
+				}
+				if n != 2 {
+					t.Errorf("%d processes in the container, want 2:\n%s", n, out)
+				}
 			}
-		}
-		if n != 2 {
-			t.Errorf("%d processes in the container, want 2:\n%s", n, out)
-		}
+		})
 	}
 }
 
 // TestJoinCgroups: what joins is in the container's groups.
 func TestJoinCgroups(t *testing.T) {
-	requireRoot(t)
-	opts := cgroupsOf(t)
-	h := newHost(t, nil, opts)
-	first, err := os.ReadFile("/proc/" + strconv.Itoa(h.p.PID()) + "/cgroup")
-	check(t, err)
-	r, w, err := os.Pipe()
-	check(t, err)
-	defer r.Close()
-	defer w.Close()
-	proc, out, err := h.start(h.process("wait"), r)
-	check(t, err)
-	out.Close()
-	joined, err := os.ReadFile("/proc/" + strconv.Itoa(proc.PID()) + "/cgroup")
-	check(t, err)
-	if string(first) != string(joined) {
-		t.Errorf("groups\n%s\nthe container's\n%s", joined, first)
+	for name, change := range eitherWay {
+		t.Run(name, func(t *testing.T) {
+			requireRoot(t)
+			opts := cgroupsOf(t)
+			h := newHost(t, change, opts)
+			first, err := os.ReadFile("/proc/" + strconv.Itoa(h.p.PID()) + "/cgroup")
+			check(t, err)
+			r, w, err := os.Pipe()
+			check(t, err)
+			defer r.Close()
+			defer w.Close()
+			proc, out, err := h.start(h.process("wait"), r)
+			check(t, err)
+			out.Close()
+			joined, err := os.ReadFile("/proc/" + strconv.Itoa(proc.PID()) + "/cgroup")
+			check(t, err)
+			if string(first) != string(joined) {
+				t.Errorf("groups\n%s\nthe container's\n%s", joined, first)
+			}
+			if !strings.Contains(string(joined), "nsexec-test-") {
+				t.Errorf("no group of the test's in %s", joined)
+			}
+			proc.Kill()
+			proc.Wait(t.Context())
+			for line := range strings.Lines(h.view(h.process("view")).Cgroups) {
+				if !strings.HasSuffix(line, ":/\n") {
+					t.Errorf("cgroup path %q is not /", line)
+				}
+			}
+			h.l.Close()
+		})
 	}
-	if !strings.Contains(string(joined), "nsexec-test-") {
-		t.Errorf("no group of the test's in %s", joined)
-	}
-	proc.Kill()
-	proc.Wait(t.Context())
-	for line := range strings.Lines(h.view(h.process("view")).Cgroups) {
-		if !strings.HasSuffix(line, ":/\n") {
-			t.Errorf("cgroup path %q is not /", line)
-		}
-	}
-	h.l.Close()
 }
 
 // cgroupsOf makes groups in the hierarchies that this machine has.

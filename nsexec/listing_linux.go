@@ -181,6 +181,10 @@ func syscallName(nr uintptr) string {
 		return "fstatfs"
 	case unix.SYS_CHROOT:
 		return "chroot"
+	case unix.SYS_MADVISE:
+		return "madvise"
+	case unix.SYS_MMAP:
+		return "mmap"
 	case unix.SYS_CLONE:
 		return "clone"
 	case unix.SYS_CLONE3:
@@ -241,6 +245,8 @@ func syscallName(nr uintptr) string {
 		return "open_tree"
 	case unix.SYS_PERSONALITY:
 		return "personality"
+	case unix.SYS_PIDFD_OPEN:
+		return "pidfd_open"
 	case unix.SYS_PIDFD_SEND_SIGNAL:
 		return "pidfd_send_signal"
 	case unix.SYS_PIPE2:

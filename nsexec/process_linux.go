@@ -1,7 +1,6 @@
 package nsexec
 
 import (
-	"bufio"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -209,10 +208,20 @@ func (p *Process) awaitSetup(prog *Program, e *ends) error {
 			return setupError(prog, e.status, err)
 		}
 	}
-	if e.sync != nil {
+	early := e.sync != nil || prog.joins
+	if early {
 		if err := p.receive('P'); err != nil {
 			return setupError(prog, e.status, err)
 		}
+	}
+	if prog.traceable {
+		// The message may be of whoever traces the payload: a pid that names any process of the host.
+		p.mu.Lock()
+		p.pid = 0
+		p.mu.Unlock()
+		p.PID()
+	}
+	if e.sync != nil {
 		if err := writeMappings(p.PID(), prog.uidMappings, prog.gidMappings); err != nil {
 			return err
 		}
@@ -223,7 +232,7 @@ func (p *Process) awaitSetup(prog *Program, e *ends) error {
 	if err := setupError(prog, e.status, nil); err != nil {
 		return err
 	}
-	if e.sync == nil {
+	if !early {
 		if err := p.receive('P'); err != nil {
 			return err
 		}
@@ -306,7 +315,7 @@ func (p *Process) receive(kind byte) error {
 		if n == 0 {
 			return ErrDied
 		}
-		p.take(data[0], receivedFiles(oob[:m]))
+		p.take(data[:n], receivedFiles(oob[:m]))
 	}
 }
 
@@ -325,13 +334,17 @@ func receivedFiles(oob []byte) (fds []int) {
 }
 
 // take keeps the descriptor of a message, and closes what there is too much.
-func (p *Process) take(kind byte, fds []int) {
+func (p *Process) take(message []byte, fds []int) {
+	kind := message[0]
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, fd := range fds {
 		switch {
 		case kind == 'P' && p.pidfd == 0:
 			p.pidfd = fd
+			if len(message) == reportSize {
+				p.pid = int(int32(binary.NativeEndian.Uint64(message[reportSize-8:])))
+			}
 		case kind == 'K' && p.keeper == 0:
 			p.keeper = fd
 		case kind == 'T' && p.terminal == nil && isTerminal(fd):
@@ -441,14 +454,18 @@ func (p *Process) PID() int {
 
 // pidOf reads the pid that a pidfd stands for; see pidfd_open(2).
 func pidOf(pidfd int) int {
-	f, err := os.Open("/proc/self/fdinfo/" + strconv.Itoa(pidfd))
+	fd, err := unix.Open("/proc/self/fdinfo/"+strconv.Itoa(pidfd), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return 0
 	}
-	defer f.Close()
-	lines := bufio.NewScanner(f)
-	for lines.Scan() {
-		if v, ok := strings.CutPrefix(lines.Text(), "Pid:"); ok {
+	defer unix.Close(fd)
+	var b [512]byte
+	n, err := unix.Read(fd, b[:])
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(b[:n])) {
+		if v, ok := strings.CutPrefix(line, "Pid:"); ok {
 			if pid, _ := strconv.Atoi(strings.TrimSpace(v)); pid > 0 {
 				return pid
 			}

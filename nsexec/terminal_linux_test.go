@@ -93,9 +93,9 @@ func TestTerminal(t *testing.T) {
 }
 
 func TestJoinTerminal(t *testing.T) {
-	for name, user := range map[string]specs.User{"root": {}, "another": {UID: 1000, GID: 1000}} {
+	for name, user := range map[string]specs.User{"root": {}, "another": {UID: 1000, GID: 1000}, "traceable": {UID: 1000, GID: 1000}} {
 		t.Run(name, func(t *testing.T) {
-			h := newHost(t, nil, nil)
+			h := newHost(t, eitherWay[name], nil)
 			p := h.process("tty")
 			p.Terminal, p.ConsoleSize, p.User = true, &specs.Box{Height: 10, Width: 20}, user
 			for range 3 {
