@@ -501,7 +501,7 @@ func (c *Cmd) await(ctx context.Context) {
 	streamErr := c.endStreams(late)
 	switch {
 	case !c.exit.Success():
-		c.err = &ExitError{ExitStatus: c.exit, Container: c.c.name, Command: c.Args[0]}
+		c.err = &ExitError{ExitStatus: c.exit, Container: c.c.Name(), Command: c.Args[0]}
 		if cause != nil {
 			c.err = errors.Join(cause, c.err)
 		}

@@ -58,6 +58,8 @@ type Engine struct {
 	launcher nsexec.Launcher
 
 	pullState // image.go, pull.go
+	events    eventLog
+	watch     stateWatch
 
 	commands commands // exectarget.go
 
@@ -110,7 +112,7 @@ func open(ctx context.Context, config Config) (_ *Engine, err error) {
 			e.release()
 		}
 	}()
-	for _, dir := range []string{e.root, e.containersDir(), e.namesDir(), e.ownersDir()} {
+	for _, dir := range []string{e.root, e.containersDir(), e.namesDir(), e.ownersDir(), e.eventsDir()} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, err
 		}
@@ -119,6 +121,7 @@ func open(ctx context.Context, config Config) (_ *Engine, err error) {
 	if err := e.checkRoot(ctx); err != nil {
 		return nil, err
 	}
+	e.openEvents()
 	e.store, err = layerfs.OpenStore(filepath.Join(e.root, "store"), &layerfs.StoreOptions{Driver: config.Driver, Limits: config.UnpackLimits, Logger: log})
 	if err != nil {
 		return nil, err
@@ -189,6 +192,7 @@ func (e *Engine) release() error {
 	var errs []error
 	errs = append(errs, e.launcher.Close())
 	e.commands.close()
+	errs = append(errs, e.closeEvents())
 	if e.launcher.Dir != "" {
 		errs = append(errs, os.RemoveAll(e.launcher.Dir))
 	}
@@ -196,6 +200,7 @@ func (e *Engine) release() error {
 		errs = append(errs, e.owner.close())
 	}
 	if e.cgroups != nil {
+		errs = append(errs, e.removeKeepers())
 		errs = append(errs, e.cgroups.Close())
 	}
 	if e.store != nil {

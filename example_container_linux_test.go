@@ -339,6 +339,7 @@ func ExampleUnsupportedError() {
 var needsRoot = "^(" + strings.Join([]string{
 	"ExampleEngine", "ExampleEngine_Output", "ExampleContainer", "ExampleContainerSpec", "ExampleContainerInfo", "ExampleContainerFilter",
 	"ExampleStopOptions", "ExampleRemoveOptions", "ExampleExitError", "ExampleMount", "ExampleDevice", "ExampleAttachment", "ExampleOpError", "ExampleConfig",
-	"ExampleImageFSOptions", "ExampleImageConfig", "ExampleImageRemoveOptions", "ExampleInUseError", "ExampleContainerPruneOptions", "ExampleContainerUsage",
+	"ExampleEvent", "ExampleImageFSOptions", "ExampleImageConfig", "ExampleImageRemoveOptions", "ExampleInUseError", "ExampleContainerPruneOptions", "ExampleContainerUsage",
+	"ExampleContainer_Pause", "ExampleContainer_Update", "ExampleContainer_Rename", "ExampleCondition", "ExampleProcessInfo", "ExampleStats",
 	"ExampleCmd", "ExampleContainer_Command", "ExampleProcess", "ExampleTerminalSize",
 }, "|") + ")$"

@@ -53,11 +53,7 @@ func (c *Container) execTarget(ctx context.Context) (*execTarget, *containerStat
 	if err != nil {
 		return nil, nil, err
 	}
-	switch st.Status {
-	case StatusRunning:
-	case "paused":
-		return nil, nil, ErrPaused
-	default:
+	if st.Status != StatusRunning {
 		return nil, nil, ErrNotRunning
 	}
 	t := c.eng.commands.find(st)
@@ -77,7 +73,7 @@ func (c *Container) execTarget(ctx context.Context) (*execTarget, *containerStat
 
 // ready says whether a command can be started now.
 func (t *execTarget) ready() error {
-	if t.process.ended(0) {
+	if t.process.ended() {
 		return ErrNotRunning
 	}
 	// A command would be frozen before it has begun, and Start would wait for who knows how long.
@@ -99,7 +95,7 @@ func (c *Container) newExecTarget(ctx context.Context, st *containerState) (_ *e
 			t.close()
 		}
 	}()
-	if t.process, err = openProcess(st); err != nil {
+	if t.process, err = openProcess(st.PID, st.BootID, st.StartTime); err != nil {
 		if errors.Is(err, os.ErrProcessDone) {
 			return nil, ErrNotRunning
 		}
@@ -205,7 +201,7 @@ func (t *execTarget) explain(err error) error {
 		// The end of a container's first process begins with that of all others, and with no more processes: ENOMEM.
 		wait = 200 * time.Millisecond
 	}
-	if gone || t.process.ended(wait) {
+	if gone || t.process.endsWithin(wait) {
 		return fmt.Errorf("%w: it has just ended: %w", ErrNotRunning, err)
 	}
 	if t.group == nil {

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"syscall"
 	"time"
+
+	"github.com/coracle-dev/coracle/nsexec"
 )
 
 // ExitStatus is how a container's first process ended, exactly as the kernel gave it.
@@ -21,6 +23,10 @@ type ExitStatus struct {
 	UserTime, SystemTime time.Duration
 	// MaxRSS is the largest resident set of any of them, in bytes.
 	MaxRSS int64
+}
+
+func newExitStatus(s nsexec.Status) *ExitStatus {
+	return &ExitStatus{Code: s.Code, Signal: s.Signal, UserTime: s.UserTime, SystemTime: s.SystemTime, MaxRSS: s.MaxRSS}
 }
 
 // Success reports whether the process ended by itself with code 0.

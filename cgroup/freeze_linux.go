@@ -11,34 +11,43 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Freeze stops all processes of the group until [Group.Thaw], and returns when they are stopped.
-func (g *Group) Freeze(ctx context.Context) error { return g.freeze(ctx, true) }
+// Freeze stops all processes of the group until [Group.Thaw], and returns when they are stopped. If it fails, also for
+// the end of ctx, the group is thawed again. The error matches [fs.ErrNotExist] if there is no such group.
+//
+// In version 2 a frozen process can be killed; in a freezer of version 1 it dies when it is thawed.
+func (g *Group) Freeze(ctx context.Context) error {
+	err := g.freeze(ctx, true)
+	if err != nil {
+		// What could not be frozen as a whole must not stay half frozen. The file is written even where nothing was
+		// frozen; the error that counts is the first.
+		_ = g.writeFreezer(false)
+	}
+	return err
+}
 
 // Thaw lets the processes of the group run on.
 func (g *Group) Thaw(ctx context.Context) error { return g.freeze(ctx, false) }
 
-// Frozen reports whether the group is frozen, or is about to be: whether its processes wait for [Group.Thaw]. A group that
-// does not exist, or that cannot be frozen here, is not frozen.
+// Frozen reports whether the group is frozen, or is about to be: whether its processes wait for [Group.Thaw], whoever has
+// frozen it; what was begun by a process that was killed counts too. A group that does not exist, or that cannot be
+// frozen here, is not frozen.
 func (g *Group) Frozen() (bool, error) {
-	t, file, running := g.h.tree(""), "/cgroup.freeze", "0"
+	t, file := g.freezer()
 	if t == nil {
-		t, file, running = g.h.tree("freezer"), "/freezer.state", "THAWED"
-	}
-	if t == nil || g.none {
 		return false, nil
 	}
 	dir, err := t.dir()
 	if err != nil {
 		return false, nil
 	}
-	state, err := readAt(dir, g.name+file)
+	state, err := readAt(dir, g.name+"/"+file)
 	if err == unix.ENOENT || err == unix.ENODEV {
 		return false, nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("cgroup: see whether group %q is frozen: %w", g.name, &fs.PathError{Op: "read", Path: path.Join(t.where(), g.name+file), Err: err})
+		return false, fmt.Errorf("cgroup: see whether group %q is frozen: %w", g.name, &fs.PathError{Op: "read", Path: path.Join(t.where(), g.name, file), Err: err})
 	}
-	return string(bytes.TrimSpace(state)) != running, nil
+	return string(bytes.TrimSpace(state)) != freezerValue(t.v2, false), nil
 }
 
 func (g *Group) freeze(ctx context.Context, frozen bool) error {
@@ -46,12 +55,8 @@ func (g *Group) freeze(ctx context.Context, frozen bool) error {
 	if frozen {
 		verb = "freeze"
 	}
-	t := g.h.tree("")
-	file := "cgroup.freeze"
+	t, file := g.freezer()
 	if t == nil {
-		t, file = g.h.tree("freezer"), "freezer.state"
-	}
-	if t == nil || g.none {
 		return fmt.Errorf("cgroup: %s group %q: %w", verb, g.name, &UnsupportedError{Feature: "freezing", File: file,
 			Fix: "mount a cgroup hierarchy with a freezer that this process may write"})
 	}
@@ -63,10 +68,54 @@ func (g *Group) freeze(ctx context.Context, frozen bool) error {
 			err = freezeLegacy(ctx, dir, g.name, frozen)
 		}
 	}
+	if err == unix.ENODEV { // removed since its files were opened
+		err = unix.ENOENT
+	}
 	if err != nil {
 		return fmt.Errorf("cgroup: %s group: %w", verb, &fs.PathError{Op: "write", Path: path.Join(t.where(), g.name, file), Err: err})
 	}
 	return nil
+}
+
+// freezer returns the hierarchy that freezes the group, or nil, and the file that does it.
+func (g *Group) freezer() (*tree, string) {
+	t, file := g.h.tree(""), "cgroup.freeze"
+	if t == nil {
+		t, file = g.h.tree("freezer"), "freezer.state"
+	}
+	if g.none {
+		t = nil
+	}
+	return t, file
+}
+
+// KillsFrozen reports whether SIGKILL ends a frozen process at once. In a freezer of version 1 it does not: the group is to
+// be thawed after it.
+func (h *Hierarchy) KillsFrozen() bool { return h.tree("") != nil || h.tree("freezer") == nil }
+
+// writeFreezer says what is wanted, without waiting for it.
+func (g *Group) writeFreezer(frozen bool) error {
+	t, file := g.freezer()
+	if t == nil {
+		return nil
+	}
+	dir, err := t.dir()
+	if err != nil {
+		return err
+	}
+	return writeAt(dir, g.name+"/"+file, freezerValue(t.v2, frozen))
+}
+
+func freezerValue(v2, frozen bool) string {
+	switch {
+	case v2 && frozen:
+		return "1"
+	case v2:
+		return "0"
+	case frozen:
+		return "FROZEN"
+	}
+	return "THAWED"
 }
 
 func freezeUnified(ctx context.Context, dir int, name string, frozen bool) error {
@@ -75,11 +124,11 @@ func freezeUnified(ctx context.Context, dir int, name string, frozen bool) error
 		return err
 	}
 	defer unix.Close(fd)
-	value, want := "0", []byte("frozen 0")
+	want := []byte("frozen 0")
 	if frozen {
-		value, want = "1", []byte("frozen 1")
+		want = []byte("frozen 1")
 	}
-	if err := writeAt(dir, name+"/cgroup.freeze", value); err != nil {
+	if err := writeAt(dir, name+"/cgroup.freeze", freezerValue(true, frozen)); err != nil {
 		return err
 	}
 	for wait := 1; ; wait = min(2*wait, 100) {
@@ -101,10 +150,7 @@ func freezeUnified(ctx context.Context, dir int, name string, frozen bool) error
 }
 
 func freezeLegacy(ctx context.Context, dir int, name string, frozen bool) error {
-	value := "THAWED"
-	if frozen {
-		value = "FROZEN"
-	}
+	value := freezerValue(false, frozen)
 	for wait := 100 * time.Microsecond; ; wait = min(2*wait, 10*time.Millisecond) {
 		// Written again each time: a process that forks meanwhile can keep the group at FREEZING until then.
 		if err := writeAt(dir, name+"/freezer.state", value); err != nil {

@@ -25,6 +25,18 @@ type Options struct {
 	// CgroupKill is the group's cgroup.kill, open for writing. A container that shares the pid namespace of the host
 	// or of another container is ended by it.
 	CgroupKill *os.File
+	// Init puts an init in front of the program: the container's first process executes the program in a child, forwards
+	// signals to it and reaps what nobody waits for. It exits with the program's code, or with 128 and the number of the
+	// signal that ended it. It is subject to the seccomp filter: one that forbids clone makes the start fail, one that
+	// forbids rt_sigtimedwait makes it forward nothing.
+	Init bool
+
+	// Log makes the guard write what the program writes to its streams into files.
+	Log *Log
+	// Keeper makes the guard, and with it the program, outlive the importing program: see [Launcher.StartDetached].
+	Keeper *Keeper
+	// Input makes the guard take messages.
+	Input *Input
 }
 
 // Compile turns a runtime spec into a program that [Launcher.Start] runs. The spec is read and not kept.

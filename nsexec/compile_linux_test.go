@@ -85,6 +85,10 @@ func TestGolden(t *testing.T) {
 			}
 			s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = []string{"/secret"}, []string{"/etc"}
 		}},
+		{"init", func(s *specs.Spec) {
+			s.Mounts, s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = nil, nil, nil
+			s.Process.OOMScoreAdj = nil
+		}},
 		{"sysctl", func(s *specs.Spec) {
 			s.Mounts, s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = nil, nil, nil
 			s.Linux.Sysctl = map[string]string{"net.ipv4.ip_forward": "1", "kernel.shmmax": "4096", "net/ipv4/conf/eth0.1/forwarding": "1"}
@@ -106,7 +110,11 @@ func TestGolden(t *testing.T) {
 			if test.name == "userns" && os.Geteuid() != 0 {
 				requireRoot(t)
 			}
-			prog, err := Compile(s, nil)
+			var opts *Options
+			if test.name == "init" {
+				opts = &Options{Init: true}
+			}
+			prog, err := Compile(s, opts)
 			if err != nil {
 				t.Fatal(err)
 			}

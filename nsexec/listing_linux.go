@@ -225,6 +225,8 @@ func syscallName(nr uintptr) string {
 		return "ioprio_set"
 	case unix.SYS_KEYCTL:
 		return "keyctl"
+	case unix.SYS_KILL:
+		return "kill"
 	case unix.SYS_MKDIRAT:
 		return "mkdirat"
 	case unix.SYS_MKNODAT:
@@ -263,6 +265,8 @@ func syscallName(nr uintptr) string {
 		return "rt_sigaction"
 	case unix.SYS_RT_SIGPROCMASK:
 		return "rt_sigprocmask"
+	case unix.SYS_RT_SIGTIMEDWAIT:
+		return "rt_sigtimedwait"
 	case unix.SYS_SCHED_SETATTR:
 		return "sched_setattr"
 	case unix.SYS_SECCOMP:
@@ -281,6 +285,8 @@ func syscallName(nr uintptr) string {
 		return "sethostname"
 	case unix.SYS_SETNS:
 		return "setns"
+	case unix.SYS_SETPGID:
+		return "setpgid"
 	case unix.SYS_SETPRIORITY:
 		return "setpriority"
 	case unix.SYS_SETRESGID:

@@ -25,6 +25,27 @@ import (
 // An error is a *StepError or an *ExecError where a step of the plan failed, and nothing is left behind then.
 // Cancelling ctx while Start waits kills what was started.
 func (l *Launcher) Start(ctx context.Context, prog *Program, stdio *Stdio) (*Process, error) {
+	if prog.detached {
+		return nil, errors.New("nsexec: a program with a keeper is started by StartDetached")
+	}
+	p, err := l.launch(ctx, prog, stdio)
+	if err != nil {
+		return nil, err
+	}
+	if err := l.add(p); err != nil {
+		l.abandon(p, prog)
+		return nil, err
+	}
+	go func() {
+		p.await()
+		l.remove(p)
+	}()
+	return p, nil
+}
+
+// launch forks the guard and waits until the program's execve has succeeded. The caller answers for the process, and
+// for l.live.
+func (l *Launcher) launch(ctx context.Context, prog *Program, stdio *Stdio) (*Process, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -57,8 +78,11 @@ func (l *Launcher) Start(ctx context.Context, prog *Program, stdio *Stdio) (*Pro
 	if ends.syncTheirs != nil {
 		files[prog.sync.value] = ends.syncTheirs
 	}
+	if prog.keptTerminal.value != 0 {
+		files[prog.keptTerminal.value], files[prog.terminalEnd.value] = ends.terminals[0], ends.terminals[1]
+	}
 
-	guard, err := l.fork(image, files, prog.nested)
+	guard, err := l.fork(image, files, prog.nested && !prog.detached)
 	if err != nil {
 		ends.closeOurs()
 		return nil, err
@@ -81,17 +105,10 @@ func (l *Launcher) Start(ctx context.Context, prog *Program, stdio *Stdio) (*Pro
 	if ctx.Err() != nil {
 		err = ctx.Err()
 	}
-	if err == nil {
-		err = l.add(p)
-	}
 	if err != nil {
 		l.abandon(p, prog)
 		return nil, err
 	}
-	go func() {
-		p.await()
-		l.remove(p)
-	}()
 	return p, nil
 }
 
@@ -100,6 +117,7 @@ type ends struct {
 	status, report, sync                   *os.File
 	statusTheirs, reportTheirs, syncTheirs *os.File
 	null                                   *os.File
+	terminals                              [2]*os.File // between guard and payload
 }
 
 func newEnds(prog *Program) (*ends, error) {
@@ -118,6 +136,15 @@ func newEnds(prog *Program) (*ends, error) {
 	}
 	unix.SetNonblock(s[0], true)
 	e.report, e.reportTheirs = os.NewFile(uintptr(s[0]), "report"), os.NewFile(uintptr(s[1]), "report")
+	if prog.keptTerminal.value != 0 {
+		s, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			e.closeOurs()
+			e.closeTheirs()
+			return nil, fmt.Errorf("nsexec: make the terminal's socket: %w", err)
+		}
+		e.terminals = [2]*os.File{os.NewFile(uintptr(s[0]), "terminal"), os.NewFile(uintptr(s[1]), "terminal")}
+	}
 	if prog.sync.value != 0 {
 		if err := unix.Pipe2(m[:], unix.O_CLOEXEC); err != nil {
 			e.closeOurs()
@@ -141,7 +168,7 @@ func (e *ends) devNull() (*os.File, error) {
 }
 
 func (e *ends) closeTheirs() {
-	for _, f := range []*os.File{e.statusTheirs, e.reportTheirs, e.syncTheirs, e.null} {
+	for _, f := range []*os.File{e.statusTheirs, e.reportTheirs, e.syncTheirs, e.null, e.terminals[0], e.terminals[1]} {
 		if f != nil {
 			f.Close()
 		}
@@ -161,6 +188,8 @@ type Process struct {
 	guard  int // pidfd
 	report *os.File
 
+	keeper int // pidfd, until it takes the place of the guard's
+
 	mu    sync.Mutex
 	pidfd int // of the payload
 	pid   int
@@ -174,6 +203,11 @@ type Process struct {
 
 // awaitSetup reads the status pipe to its end.
 func (p *Process) awaitSetup(prog *Program, e *ends) error {
+	if prog.detached {
+		if err := p.receiveKeeper(); err != nil {
+			return setupError(prog, e.status, err)
+		}
+	}
 	early := e.sync != nil || prog.joins
 	if early {
 		if err := p.receive('P'); err != nil {
@@ -251,7 +285,7 @@ func (p *Program) stepError(result int64, n uint64) error {
 const execLabel = "execute "
 
 // receive takes messages from the report socket until the one of this kind has arrived: 'P' is the payload's pidfd, from
-// the guard, and 'T' its terminal, from the payload; either may be first. A payload that joins a container could be
+// the guard, 'K' a keeper's, from the process that made it, and 'T' the terminal, from the payload; any may be first. A payload that joins a container could be
 // traced by one of its processes: whatever comes through the socket is a message, or is dropped.
 func (p *Process) receive(kind byte) error {
 	raw, err := p.report.SyscallConn()
@@ -259,7 +293,7 @@ func (p *Process) receive(kind byte) error {
 		return err
 	}
 	for {
-		if kind == 'P' && p.pidfd > 0 || kind == 'T' && p.terminal != nil {
+		if kind == 'P' && p.pidfd > 0 || kind == 'T' && p.terminal != nil || kind == 'K' && p.keeper > 0 {
 			return nil
 		}
 		var (
@@ -311,6 +345,8 @@ func (p *Process) take(message []byte, fds []int) {
 			if len(message) == reportSize {
 				p.pid = int(int32(binary.NativeEndian.Uint64(message[reportSize-8:])))
 			}
+		case kind == 'K' && p.keeper == 0:
+			p.keeper = fd
 		case kind == 'T' && p.terminal == nil && isTerminal(fd):
 			unix.SetNonblock(fd, true)
 			p.terminal = os.NewFile(uintptr(fd), "terminal")
@@ -381,18 +417,15 @@ func (l *Launcher) abandon(p *Process, prog *Program) {
 // nothing left to reap, and the status has come through the report socket.
 func (p *Process) reap() {
 	for {
-		if err := unix.Waitid(unix.P_PIDFD, p.guard, nil, unix.WEXITED, nil); err != unix.EINTR {
+		err := unix.Waitid(unix.P_PIDFD, p.guard, nil, unix.WEXITED, nil)
+		if err == unix.ECHILD { // a keeper is nobody's child
+			_, err = unix.Poll([]unix.PollFd{{Fd: int32(p.guard), Events: unix.POLLIN}}, -1)
+		}
+		if err != unix.EINTR {
 			break
 		}
 	}
-	p.report.Close()
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	unix.Close(p.guard)
-	if p.pidfd > 0 {
-		unix.Close(p.pidfd)
-	}
-	p.guard, p.pidfd = -1, -1
+	p.closeHandles()
 }
 
 // newStatus decodes a wait status and the struct rusage behind it; wait4(2), getrusage(2).

@@ -282,6 +282,9 @@ func (c *compiler) execute() {
 	if p.NoNewPrivileges {
 		c.installSeccomp()
 	}
+	if c.opts.Init {
+		c.becomeInit()
+	}
 	c.ready()
 	argv, env := c.Vector(p.Args), c.Vector(p.Env)
 	name := p.Args[0]

@@ -5,6 +5,7 @@ package nsexec
 import (
 	"context"
 	"errors"
+	"io"
 	"os"
 	"syscall"
 
@@ -15,6 +16,10 @@ import (
 type Options struct {
 	Root, Cgroup, CgroupKill *os.File
 	Tasks                    []*os.File
+	Init                     bool
+	Log                      *Log
+	Keeper                   *Keeper
+	Input                    *Input
 }
 
 // A Program exists on Linux.
@@ -52,8 +57,34 @@ func (*Launcher) Start(context.Context, *Program, *Stdio) (*Process, error) {
 	return nil, errors.ErrUnsupported
 }
 
+// StartDetached returns errors.ErrUnsupported: containers need Linux.
+func (*Launcher) StartDetached(context.Context, *Program, *Stdio) (*Detached, error) {
+	return nil, errors.ErrUnsupported
+}
+
 // Close does nothing.
 func (*Launcher) Close() error { return nil }
+
+// A Detached exists on Linux.
+type Detached struct{}
+
+// PID returns 0.
+func (*Detached) PID() int { return 0 }
+
+// KeeperPID returns 0.
+func (*Detached) KeeperPID() int { return 0 }
+
+// Release returns errors.ErrUnsupported.
+func (*Detached) Release() error { return errors.ErrUnsupported }
+
+// Abandon does nothing.
+func (*Detached) Abandon() {}
+
+// PrepareRecord returns errors.ErrUnsupported.
+func PrepareRecord(*os.File) error { return errors.ErrUnsupported }
+
+// ReadRecord returns errors.ErrUnsupported.
+func ReadRecord(io.ReaderAt) (Record, error) { return Record{}, errors.ErrUnsupported }
 
 // A Process exists on Linux.
 type Process struct{}

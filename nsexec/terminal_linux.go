@@ -45,8 +45,12 @@ func (c *compiler) joinTerminal() {
 	c.useTerminal(c.openTerminal(Int(unix.AT_FDCWD)), c.terminalSocket())
 }
 
-// terminalSocket is where the master goes: the report socket.
+// terminalSocket is where the master goes: to a guard that writes a log, else to the program through the report socket.
 func (c *compiler) terminalSocket() Arg {
+	if c.prog.keptTerminal.value != 0 {
+		c.prog.terminalEnd = c.file("terminal", nil)
+		return c.prog.terminalEnd
+	}
 	c.prog.terminal = true
 	return c.prog.report
 }
@@ -131,10 +135,14 @@ func (c *compiler) controlTerminal() {
 }
 
 // sendFile emits a message of one byte and one descriptor; SCM_RIGHTS, unix(7).
-func (c *compiler) sendFile(label string, socket Arg, kind string, fd Slot) {
-	iov := c.Words(c.Str(kind), Const(1))
+func (c *compiler) sendFile(label string, socket Arg, kind string, fd Slot) StepRef {
+	return c.sendFileWith(label, socket, kind, c.Words(c.Str(kind), Const(1)), fd)
+}
+
+// sendFileWith emits a message that begins with the byte of its kind; iov is the whole of it.
+func (c *compiler) sendFileWith(label string, socket Arg, kind string, iov Arg, fd Slot) StepRef {
 	control := c.Words(Const(20), Const(unix.SOL_SOCKET|unix.SCM_RIGHTS<<32), Const(0))
 	message := c.Words(Const(0), Const(0), iov, Const(1), control, Const(24), Const(0)).As("{\"" + kind + "\", SCM_RIGHTS}")
 	c.Store(4, control, Const(16), fd.Value())
-	c.Syscall(label, unix.SYS_SENDMSG, socket, message, Const(unix.MSG_NOSIGNAL).As("MSG_NOSIGNAL"))
+	return c.Syscall(label, unix.SYS_SENDMSG, socket, message, Const(unix.MSG_NOSIGNAL).As("MSG_NOSIGNAL"))
 }

@@ -110,6 +110,35 @@ func Run(args []string) int {
 		if err := w.Flush(); err != nil {
 			return die(err)
 		}
+	case "spin": // uses one processor
+		fmt.Println("ready")
+		for {
+		}
+	case "count": // count LINES CODE: numbered lines, each written by itself, with pauses
+		for i := range number(1) {
+			fmt.Printf("line %d\n", i)
+			if i%50 == 49 {
+				time.Sleep(time.Millisecond)
+			}
+		}
+		return number(2)
+	case "typist": // says whether it has a terminal, of which size, and then each line with the size of then
+		size := func() string {
+			w, err := unix.IoctlGetWinsize(0, unix.TIOCGWINSZ)
+			if err != nil {
+				return "no terminal"
+			}
+			return fmt.Sprintf("%d rows, %d columns", w.Row, w.Col)
+		}
+		fmt.Println(size())
+		for r := bufio.NewReader(os.Stdin); ; {
+			line, err := r.ReadString('\n')
+			if err != nil {
+				fmt.Println("end")
+				return number(1)
+			}
+			fmt.Printf("%s: %s", size(), line)
+		}
 	case "kill-self": // kill-self SIGNAL
 		signal.Reset(syscall.Signal(number(1)))
 		syscall.Kill(os.Getpid(), syscall.Signal(number(1)))

@@ -1,0 +1,7 @@
+//go:build !linux
+
+package logfile
+
+import "os"
+
+func notify(*os.File, *subscription) (stop func()) { return nil }
