@@ -501,6 +501,27 @@ func TestCommandElsewhere(t *testing.T) {
 	}
 }
 
+// TestCommandEvents: who watches the root sees commands, with how they ended.
+func TestCommandEvents(t *testing.T) {
+	ctx, eng := t.Context(), engine(t)
+	toolImage(t, eng, nil)
+	c := running(t, eng, coracle.ContainerSpec{Name: "c"})
+	tool(c, "exit", "7").Run(ctx)
+	tool(c, "kill-self", "9").Run(ctx)
+	c.Command("/missing", "x").Run(ctx)
+	var got []string
+	ids := map[string]bool{}
+	for _, ev := range events(t, eng, &coracle.EventOptions{Filter: coracle.EventFilter{Actions: []coracle.EventAction{coracle.ActionExecCreate, coracle.ActionExecStart, coracle.ActionExecDie}}}) {
+		got = append(got, fmt.Sprintf("%s %s%s", ev.Action, ev.Attributes["exitCode"], ev.Attributes["signal"]))
+		ids[ev.Attributes["execID"]] = true
+	}
+	want := []string{"exec_create: /tool exit 7 ", "exec_start: /tool exit 7 ", "exec_die 7", "exec_create: /tool kill-self 9 ",
+		"exec_start: /tool kill-self 9 ", "exec_die 1379", "exec_create: /missing x "}
+	if !slices.Equal(got, want) || len(ids) != 3 {
+		t.Errorf("got %q, %d ids", got, len(ids))
+	}
+}
+
 // TestCommandDetached: commands run in a container whose program has ended.
 func TestCommandDetached(t *testing.T) {
 	ctx := t.Context()
