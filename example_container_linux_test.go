@@ -336,4 +336,6 @@ var needsRoot = "^(" + strings.Join([]string{
 	"ExampleEngine", "ExampleEngine_Output", "ExampleContainer", "ExampleContainerSpec", "ExampleContainerInfo", "ExampleContainerFilter",
 	"ExampleStopOptions", "ExampleRemoveOptions", "ExampleExitError", "ExampleMount", "ExampleDevice", "ExampleAttachment", "ExampleOpError", "ExampleConfig",
 	"ExampleImageFSOptions", "ExampleImageConfig", "ExampleImageRemoveOptions", "ExampleInUseError", "ExampleContainerPruneOptions", "ExampleContainerUsage",
+	"ExampleContainer_Logs", "ExampleContainer_LogLines", "ExampleContainer_CopyLogs", "ExampleLogOptions", "ExampleLogRecord", "ExampleLogLine",
+	"ExampleLogSpec", "ExampleLogMode",
 }, "|") + ")$"
