@@ -73,7 +73,7 @@ func (c *Container) execTarget(ctx context.Context) (*execTarget, *containerStat
 
 // ready says whether a command can be started now.
 func (t *execTarget) ready() error {
-	if t.process.ended() {
+	if t.process.ended(0) {
 		return ErrNotRunning
 	}
 	// A command would be frozen before it has begun, and Start would wait for who knows how long.
@@ -201,7 +201,7 @@ func (t *execTarget) explain(err error) error {
 		// The end of a container's first process begins with that of all others, and with no more processes: ENOMEM.
 		wait = 200 * time.Millisecond
 	}
-	if gone || t.process.endsWithin(wait) {
+	if gone || t.process.ended(wait) {
 		return fmt.Errorf("%w: it has just ended: %w", ErrNotRunning, err)
 	}
 	if t.group == nil {

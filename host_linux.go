@@ -113,13 +113,11 @@ func (p *hostProcess) openRoot(pid int) (*os.File, error) {
 	return os.NewFile(uintptr(fd), "root"), nil
 }
 
-// endsWithin reports whether the process has ended, or does so within the time.
-func (p *hostProcess) endsWithin(d time.Duration) bool {
+// ended says whether the process has ended, or does so within the time. Unlike signal it knows of one that nobody has
+// waited for yet.
+func (p *hostProcess) ended(within time.Duration) bool {
 	over := false
-	p.control(func(fd int) {
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(d.Milliseconds()))
-		over = err == nil && n > 0
-	})
+	p.control(func(fd int) { over, _ = readable(fd, within) })
 	return over
 }
 
@@ -146,16 +144,9 @@ func (p *hostProcess) control(f func(fd int)) error {
 	return raw.Control(func(fd uintptr) { f(int(fd)) })
 }
 
-// ended reports whether the process has ended; it may still have to be reaped.
-func (p *hostProcess) ended() bool {
-	over := false
-	p.control(func(fd int) { over, _ = readable(fd) })
-	return over
-}
-
-// readable reports whether a pidfd is: its process has ended then.
-func readable(fd int) (bool, error) {
-	n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+// readable reports whether a pidfd is, or becomes so in time: its process has ended then.
+func readable(fd int, within time.Duration) (bool, error) {
+	n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(within.Milliseconds()))
 	if errors.Is(err, unix.EINTR) {
 		err = nil
 	}
@@ -173,7 +164,7 @@ func (p *hostProcess) wait(ctx context.Context) error {
 	ended := false
 	var polled error
 	err = raw.Read(func(fd uintptr) bool {
-		ended, polled = readable(int(fd))
+		ended, polled = readable(int(fd), 0)
 		return ended || polled != nil
 	})
 	switch {

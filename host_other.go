@@ -26,10 +26,9 @@ func openProcess(int, string, uint64) (*hostProcess, error) { return nil, errors
 
 func (*hostProcess) close() {}
 
-func (*hostProcess) ended() bool                    { return true }
 func (*hostProcess) openRoot(int) (*os.File, error) { return nil, errors.ErrUnsupported }
 
-func (*hostProcess) endsWithin(time.Duration) bool { return true }
+func (*hostProcess) ended(time.Duration) bool { return false }
 
 func (*hostProcess) file() *os.File { return nil }
 

@@ -158,16 +158,13 @@ func (c *compiler) supervise(pid, pidfd Slot, files keepFiles) {
 	nested, loops := c.prog.nested, c.opts.loops()
 	died := c.NewLabel()
 	c.FailTo(died)
-	const label = "report the container's process"
-	var report StepRef
+	data, size := c.Str("P"), 1
 	if c.prog.joins {
 		// With the pid behind it: a short command has ended before the program can find it out.
-		data := c.Bytes(append([]byte("P"), make([]byte, reportSize-1)...))
+		data, size = c.Bytes(append([]byte("P"), make([]byte, reportSize-1)...)), reportSize
 		c.Store(8, data, Const(reportSize-8), pid.Value())
-		report = c.sendFileWith(label, c.prog.report, "P", c.Words(data, Const(reportSize)), pidfd)
-	} else {
-		report = c.sendFile(label, c.prog.report, "P", pidfd)
 	}
+	report := c.sendFile("report the container's process", c.prog.report, data, size, pidfd)
 	lost, wait := c.NewLabel(), c.NewLabel()
 	if !nested {
 		report.Else(lost)

@@ -85,7 +85,7 @@ func (c *compiler) detach() {
 	).As("{" + cloneFlagNames(flags) + "}")
 	c.Syscall("create the keeper", unix.SYS_CLONE3, args, Const(8*wordsOfCloneArgs)).Into(pid)
 	c.Branch(pid.Value(), Equal, Const(0), keeper)
-	c.sendFile("report the keeper", c.prog.report, "K", pidfd)
+	c.sendFile("report the keeper", c.prog.report, c.Str("K"), 1, pidfd)
 	c.Syscall("exit: nobody is the keeper's parent", unix.SYS_EXIT_GROUP, Const(0))
 
 	c.Place(keeper)

@@ -123,7 +123,7 @@ func (c *compiler) useTerminal(t terminal, socket Arg) {
 
 // handOver emits the part that any process can do that has the payload's files.
 func (c *compiler) handOver(t terminal, socket Arg) {
-	c.sendFile("hand the terminal over", socket, "T", t.master)
+	c.sendFile("hand the terminal over", socket, c.Str("T"), 1, t.master)
 	for fd, name := range []string{"input", "output", "error"} {
 		c.Syscall("make it the standard "+name, unix.SYS_DUP3, t.slave.Value(), Int(fd), Const(0))
 	}
@@ -134,15 +134,11 @@ func (c *compiler) controlTerminal() {
 	c.Syscall("make it the controlling terminal", unix.SYS_IOCTL, Const(0), Const(unix.TIOCSCTTY).As("TIOCSCTTY"), Const(0))
 }
 
-// sendFile emits a message of one byte and one descriptor; SCM_RIGHTS, unix(7).
-func (c *compiler) sendFile(label string, socket Arg, kind string, fd Slot) StepRef {
-	return c.sendFileWith(label, socket, kind, c.Words(c.Str(kind), Const(1)), fd)
-}
-
-// sendFileWith emits a message that begins with the byte of its kind; iov is the whole of it.
-func (c *compiler) sendFileWith(label string, socket Arg, kind string, iov Arg, fd Slot) StepRef {
+// sendFile emits a message of n bytes, the first of which says what it is, and one descriptor; SCM_RIGHTS, unix(7).
+func (c *compiler) sendFile(label string, socket, data Arg, n int, fd Slot) StepRef {
+	iov := c.Words(data, Int(n))
 	control := c.Words(Const(20), Const(unix.SOL_SOCKET|unix.SCM_RIGHTS<<32), Const(0))
-	message := c.Words(Const(0), Const(0), iov, Const(1), control, Const(24), Const(0)).As("{\"" + kind + "\", SCM_RIGHTS}")
+	message := c.Words(Const(0), Const(0), iov, Const(1), control, Const(24), Const(0)).As("{SCM_RIGHTS}")
 	c.Store(4, control, Const(16), fd.Value())
 	return c.Syscall(label, unix.SYS_SENDMSG, socket, message, Const(unix.MSG_NOSIGNAL).As("MSG_NOSIGNAL"))
 }
