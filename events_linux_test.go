@@ -530,7 +530,7 @@ func TestEventsOfControl(t *testing.T) {
 	if err := c.Attach(t.Context(), &coracle.AttachOptions{Stdin: strings.NewReader("\x10"), DetachKeys: "ctrl-p"}); !errors.Is(err, coracle.ErrDetached) {
 		t.Error(err)
 	}
-	must("restart", c.Restart(t.Context(), &coracle.StopOptions{Timeout: coracle.StopAtOnce}))
+	must("restart", c.Restart(t.Context(), nil))
 	must("remove", c.Remove(t.Context(), &coracle.RemoveOptions{Force: true}))
 	var got []string
 	for ev, err := range eng.Events(t.Context(), nil) {
@@ -553,7 +553,7 @@ func TestEventsOfControl(t *testing.T) {
 		"one create", "one start", "one pause", "one unpause", "one update", "two rename oldName=one", "two resize",
 		"two exec_create: /tool exit 0", "two exec_start: /tool exit 0", "two exec_die exitCode=0",
 		"two exec_create: /tool exit 3", "two exec_start: /tool exit 3", "two exec_die exitCode=3",
-		"two attach", "two detach", "two kill", "two kill", "two die exitCode=2", "two stop", "two start", "two restart",
+		"two attach", "two detach", "two kill", "two die exitCode=2", "two stop", "two start", "two restart",
 		"two kill", "two die exitCode=137", "two destroy",
 	}
 	if !slices.Equal(got, want) {
