@@ -65,9 +65,9 @@ type Cmd struct {
 	// "docker exec --privileged". The seccomp filter, masked paths and device rules stay the container's: some system
 	// calls are refused all the same.
 	Privileged bool
-	// Limits would bound the command within the container's own limits. No kernel can do that for a group with
-	// processes in it (cgroup v2) and no mode of this package does it yet: anything but the zero value makes Start
-	// return an *UnsupportedError. Rlimits and OOMScoreAdj work everywhere.
+	// Limits would bound the command within the container's own limits. Version 2 of cgroups has no limits within a
+	// group that has processes in it, and this package sets none in version 1 either: anything but the zero value makes
+	// Start return an *UnsupportedError. The container's limits hold; Rlimits and OOMScoreAdj are the command's own.
 	Limits cgroup.Limits
 	// Rlimits replace resource limits of the container's own process, by type.
 	Rlimits []specs.POSIXRlimit
