@@ -39,6 +39,7 @@ var benchLimits = cgroup.Limits{Memory: 256 << 20, PIDs: 128, CPUShares: 512, CP
 func benchSpec(network string) *coracle.ContainerSpec {
 	return &coracle.ContainerSpec{
 		Image: "true", Args: []string{"/bin/true"}, Limits: benchLimits, Networks: []coracle.Attachment{{Network: network}},
+		Log: coracle.LogSpec{Mode: coracle.LogNone}, // the others have their streams on /dev/null too
 	}
 }
 

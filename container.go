@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/coracle-dev/coracle/internal/crashpoint"
@@ -19,7 +20,8 @@ import (
 
 // A Container is a handle on a container of an engine's root. Its methods may be called from many goroutines.
 //
-// A running container belongs to the engine that started it; others see it, can wait for it and signal it.
+// A running container belongs to the engine that started it; others see it, can wait for it and signal it. A detached
+// one belongs to all.
 type Container struct {
 	eng  *Engine
 	id   string
@@ -29,6 +31,9 @@ type Container struct {
 	// by the mutex and among processes by the lock of the container's directory.
 	op sync.Mutex
 
+	renamed atomic.Pointer[string] // the last name that is known, if it is not name
+	restart sync.Mutex             // held by Restart
+
 	mu    sync.Mutex
 	state *containerState // of a container that this engine owns, otherwise nil
 	run   *run            // of the last start by this engine, or nil
@@ -36,9 +41,6 @@ type Container struct {
 
 // ID returns the container's id, 64 hexadecimal digits.
 func (c *Container) ID() string { return c.id }
-
-// Name returns the container's name.
-func (c *Container) Name() string { return c.name }
 
 // Create makes a container, pulling its image if need be, and does not start it. The container has a root filesystem of
 // its own from now on.
@@ -76,7 +78,7 @@ func (e *Engine) create(ctx context.Context, spec *ContainerSpec) (_ *Container,
 	defer func() { release() }()
 	st := &containerState{
 		Version: stateVersion, ID: newID(idLength / 2), Name: spec.Name, Owner: e.owner.id, Status: StatusCreated,
-		Spec: spec.clone(), ImageID: img.ID(), Layers: layers, Created: time.Now(),
+		Spec: spec.clone(), ImageID: img.ID(), Layers: layers, Created: time.Now(), Customized: spec.Customize != nil,
 	}
 	if st.Resolved, err = spec.resolve(img.config.Config, st.ID); err != nil {
 		return nil, err
@@ -113,16 +115,27 @@ func (e *Engine) create(ctx context.Context, spec *ContainerSpec) (_ *Container,
 	}
 	// An attached container does not outlive its program, and what it wrote does not have to outlive a power failure.
 	// Without Volatile, its end would write out everything that the host has not written yet.
-	opts := &layerfs.SnapshotOptions{Volatile: true}
+	opts := &layerfs.SnapshotOptions{Volatile: !spec.Detached}
 	if _, err := e.store.NewSnapshot(ctx, st.ID, layers, opts); err != nil {
 		return nil, err
 	}
+	e.emitContainer(st, ActionCreate)
 	return c, nil
+}
+
+// destroy is discard for a container that others have been told of: they are told of this too.
+func (e *Engine) destroy(ctx context.Context, st *containerState) error {
+	return e.discardThen(ctx, st, func() { e.emitContainer(st, ActionDestroy) })
 }
 
 // discard removes all that belongs to a container that is not running, in the order that state.go explains. What is
 // missing is no error.
 func (e *Engine) discard(ctx context.Context, st *containerState) error {
+	return e.discardThen(ctx, st, func() {})
+}
+
+// discardThen calls gone when the container is out of sight.
+func (e *Engine) discardThen(ctx context.Context, st *containerState, gone func()) error {
 	var errs []error
 	if err := e.removeGroup(ctx, st.ID); err != nil {
 		errs = append(errs, err)
@@ -135,7 +148,10 @@ func (e *Engine) discard(ctx context.Context, st *containerState) error {
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	return e.removeState(st.ID)
+	if err := e.removeState(st.ID, gone); err != nil {
+		return err
+	}
+	return e.unmark(st.ID)
 }
 
 // Container finds a container by its name, its id or an unambiguous beginning of its id. The error matches
@@ -260,9 +276,13 @@ func (c *Container) current() (*containerState, error) {
 	defer c.mu.Unlock()
 	if c.state != nil {
 		st := *c.state
-		return &st, nil
+		return &st, c.eng.applyChanges(&st)
 	}
-	return c.eng.readState(c.id)
+	st, err := c.eng.readState(c.id)
+	if err != nil {
+		return nil, err
+	}
+	return c.eng.derived(st), nil
 }
 
 // setState stores the state, here and on disk. The container is locked.
@@ -281,5 +301,5 @@ func (c *Container) fail(op string, err error) error {
 	if err == nil {
 		return nil
 	}
-	return &OpError{Op: op, Kind: "container", Name: c.name, Err: err}
+	return &OpError{Op: op, Kind: "container", Name: c.knownName(), Err: err}
 }

@@ -32,10 +32,13 @@ func TestMain(m *testing.M) {
 	powerloss.Main()
 	testtool.Main()
 	helperMain()
+	detachedMain()
 	modelMain()
+	controlModelMain()
 	pullMain()
 	walkMain()
 	placeMain()
+	commandChildMain()
 	flag.Parse()
 	if skip := flag.Lookup("test.skip"); os.Geteuid() != 0 && skip != nil && skip.Value.String() == "" {
 		fmt.Println("examples that start containers are skipped: they need root")

@@ -469,6 +469,7 @@ func wantCleanRoot(t *testing.T, root string, open bool) {
 		}
 		return names
 	}
+	wantEvents(t, root)
 	for _, dir := range []string{"store/locks", "store/leases"} {
 		for _, name := range list(dir) {
 			t.Errorf("left: %s/%s", dir, name)
@@ -486,6 +487,7 @@ func wantCleanRoot(t *testing.T, root string, open bool) {
 		t.Errorf("%d owners instead of %d", len(owners), want)
 	}
 	containers := list("containers")
+	named := make(map[string]string)
 	for _, id := range containers {
 		if strings.HasPrefix(id, ".") {
 			t.Errorf("left: containers/%s", id)
@@ -500,6 +502,13 @@ func wantCleanRoot(t *testing.T, root string, open bool) {
 		if err = cmp.Or(err, json.Unmarshal(b, &st)); err != nil || st.ID != id || st.Owner != "" || st.Status == coracle.StatusRunning {
 			t.Errorf("container %s: %+v, %v", id, st, err)
 		}
+		var renamed struct{ Name string }
+		if b, err := os.ReadFile(filepath.Join(root, "containers", id, "changes.json")); err == nil && json.Unmarshal(b, &renamed) == nil && renamed.Name != "" {
+			st.Name, st.Spec.Name = renamed.Name, renamed.Name
+		}
+		if st.Spec.Name != "" {
+			named[st.Name] = id
+		}
 		if link, err := os.Readlink(filepath.Join(root, "names", st.Name)); st.Spec.Name != "" && (err != nil || link != id) {
 			t.Errorf("the name of container %s, %q, leads to %q, %v", id, st.Name, link, err)
 		}
@@ -508,7 +517,7 @@ func wantCleanRoot(t *testing.T, root string, open bool) {
 		}
 	}
 	for _, name := range list("names") {
-		if id, err := os.Readlink(filepath.Join(root, "names", name)); err != nil || !slices.Contains(containers, id) {
+		if id, err := os.Readlink(filepath.Join(root, "names", name)); err != nil || named[name] != id {
 			t.Errorf("the name %q leads to %q, %v", name, id, err)
 		}
 	}

@@ -24,6 +24,9 @@
 // [Engine.Create] makes a container, [Container.Start] starts it, [Container.Wait] tells how it ended, exactly as the
 // kernel gave it, and [Container.Remove] takes it away. [Engine.Run] and [Engine.Output] do all of that.
 //
+// [Container.Command] runs a command in a running container: a [Cmd] has the fields and methods of os/exec's. Any engine
+// that sees the container can, and the command ends with that engine.
+//
 // A container is attached: it ends with the engine, and with the program however that ends. syscall.Exec in the program
 // ends its containers too. What a killed program leaves on disk goes with the next [Open] of the root.
 //

@@ -58,6 +58,10 @@ type Engine struct {
 	launcher nsexec.Launcher
 
 	pullState // image.go, pull.go
+	events    eventLog
+	watch     stateWatch
+
+	commands commands // exectarget.go
 
 	mu     sync.Mutex
 	owned  map[string]*Container // by id: those that this engine answers for
@@ -108,7 +112,7 @@ func open(ctx context.Context, config Config) (_ *Engine, err error) {
 			e.release()
 		}
 	}()
-	for _, dir := range []string{e.root, e.containersDir(), e.namesDir(), e.ownersDir()} {
+	for _, dir := range []string{e.root, e.containersDir(), e.namesDir(), e.ownersDir(), e.eventsDir()} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, err
 		}
@@ -117,6 +121,7 @@ func open(ctx context.Context, config Config) (_ *Engine, err error) {
 	if err := e.checkRoot(ctx); err != nil {
 		return nil, err
 	}
+	e.openEvents()
 	e.store, err = layerfs.OpenStore(filepath.Join(e.root, "store"), &layerfs.StoreOptions{Driver: config.Driver, Limits: config.UnpackLimits, Logger: log})
 	if err != nil {
 		return nil, err
@@ -186,6 +191,8 @@ func (e *Engine) release() error {
 	e.close()
 	var errs []error
 	errs = append(errs, e.launcher.Close())
+	e.commands.close()
+	errs = append(errs, e.closeEvents())
 	if e.launcher.Dir != "" {
 		errs = append(errs, os.RemoveAll(e.launcher.Dir))
 	}
@@ -193,6 +200,7 @@ func (e *Engine) release() error {
 		errs = append(errs, e.owner.close())
 	}
 	if e.cgroups != nil {
+		errs = append(errs, e.removeKeepers())
 		errs = append(errs, e.cgroups.Close())
 	}
 	if e.store != nil {

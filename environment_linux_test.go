@@ -66,6 +66,7 @@ var places = map[string]func(ctx context.Context, root string) error{
 		}
 		return withoutCgroups(ctx, root)
 	},
+	"version 1 alone": frozenInVersion1,
 	"no cgroups": func(ctx context.Context, root string) error {
 		if err := unix.Mount("tmpfs", "/sys/fs/cgroup", "tmpfs", 0, ""); err != nil {
 			return err

@@ -17,9 +17,14 @@ var (
 	ErrRunning = errors.New("container is running")
 	// ErrNotRunning: the container is not running, and the operation needs it to be.
 	ErrNotRunning = errors.New("container is not running")
+	// ErrPaused: the container is paused, and the operation needs it not to be.
+	ErrPaused = errors.New("container is paused")
+	// ErrNotPaused: the container is running and not paused.
+	ErrNotPaused = errors.New("container is not paused")
 	// ErrCorrupt: content does not match its digest, or a stored object is damaged.
 	ErrCorrupt = errors.New("content is corrupt")
-	// ErrInvalid: a spec or an option makes no sense. The error names the field.
+	// ErrInvalid: a spec or an option makes no sense, and the error names the field; or a method was called that can
+	// be called only before or after another one.
 	ErrInvalid = errors.New("invalid value")
 )
 

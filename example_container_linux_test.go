@@ -42,6 +42,10 @@ func exampleImages(ctx context.Context) (eng *coracle.Engine, done func()) {
 			log.Fatal(err)
 		}
 		files := fstest.MapFS{"program": {Data: b, Mode: 0o755}}
+		if b, err = hello.ELF(); err != nil {
+			log.Fatal(err)
+		}
+		files["bin/hello"] = &fstest.MapFile{Data: b, Mode: 0o755}
 		_, err = eng.ImageFromFS(ctx, name, files, &coracle.ImageFSOptions{Config: coracle.ImageConfig{Entrypoint: []string{"/program"}}})
 		if err != nil {
 			log.Fatal(err)
@@ -335,7 +339,10 @@ func ExampleUnsupportedError() {
 var needsRoot = "^(" + strings.Join([]string{
 	"ExampleEngine", "ExampleEngine_Output", "ExampleContainer", "ExampleContainerSpec", "ExampleContainerInfo", "ExampleContainerFilter",
 	"ExampleStopOptions", "ExampleRemoveOptions", "ExampleExitError", "ExampleMount", "ExampleDevice", "ExampleAttachment", "ExampleOpError", "ExampleConfig",
-	"ExampleImageFSOptions", "ExampleImageConfig", "ExampleImageRemoveOptions", "ExampleInUseError", "ExampleContainerPruneOptions", "ExampleContainerUsage",
+	"ExampleEvent", "ExampleImageFSOptions", "ExampleImageConfig", "ExampleImageRemoveOptions", "ExampleInUseError", "ExampleContainerPruneOptions", "ExampleContainerUsage",
+	"ExampleContainer_Pause", "ExampleContainer_Update", "ExampleContainer_Rename", "ExampleCondition", "ExampleProcessInfo", "ExampleStats",
+	"ExampleCmd", "ExampleContainer_Command", "ExampleProcess", "ExampleTerminalSize",
+	"ExampleAttachOptions", "ExampleAttachOptions_detachKeys", "ExampleInput",
 	"ExampleContainer_Logs", "ExampleContainer_LogLines", "ExampleContainer_CopyLogs", "ExampleLogOptions", "ExampleLogRecord", "ExampleLogLine",
 	"ExampleLogSpec", "ExampleLogMode",
 }, "|") + ")$"

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"syscall"
 	"time"
+
+	"github.com/coracle-dev/coracle/nsexec"
 )
 
 // ExitStatus is how a container's first process ended, exactly as the kernel gave it.
@@ -21,6 +23,10 @@ type ExitStatus struct {
 	UserTime, SystemTime time.Duration
 	// MaxRSS is the largest resident set of any of them, in bytes.
 	MaxRSS int64
+}
+
+func newExitStatus(s nsexec.Status) *ExitStatus {
+	return &ExitStatus{Code: s.Code, Signal: s.Signal, UserTime: s.UserTime, SystemTime: s.SystemTime, MaxRSS: s.MaxRSS}
 }
 
 // Success reports whether the process ended by itself with code 0.
@@ -41,11 +47,13 @@ func (s ExitStatus) String() string {
 	return text
 }
 
-// An ExitError says that a container ran and did not end with code 0.
+// An ExitError says that a container, or a command in one, ran and did not end with code 0.
 type ExitError struct {
 	ExitStatus
 	// Container is the container's name.
 	Container string
+	// Command is the program of a command in the container, or empty where the container itself ended.
+	Command string
 	// Stderr is the end of what it wrote to its standard error, at most 32 kB, if Output ran it and the spec had no
 	// Stderr of its own.
 	Stderr []byte
@@ -53,5 +61,8 @@ type ExitError struct {
 
 // Error says which container ended how.
 func (e *ExitError) Error() string {
+	if e.Command != "" {
+		return fmt.Sprintf("coracle: %q in container %q: %v", e.Command, e.Container, e.ExitStatus)
+	}
 	return fmt.Sprintf("coracle: container %q: %v", e.Container, e.ExitStatus)
 }

@@ -3,7 +3,19 @@ package coracle_test
 import (
 	"bytes"
 	"sync"
+	"testing"
+	"time"
 )
+
+// eventually waits for a condition.
+func eventually(t testing.TB, what string, cond func() bool) {
+	t.Helper()
+	for end := time.Now().Add(30 * time.Second); !cond(); time.Sleep(2 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("it did not come to pass that %s", what)
+		}
+	}
+}
 
 // syncBuffer is a buffer that can be read while it is written.
 type syncBuffer struct {

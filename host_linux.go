@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -27,47 +28,67 @@ var bootID = sync.OnceValue(func() string {
 
 // processIdentity returns what tells the process with this pid from all later ones.
 func processIdentity(pid int) (boot string, startTime uint64) {
+	_, startTime = processStat(pid)
+	if startTime == 0 {
+		return "", 0
+	}
+	return bootID(), startTime
+}
+
+// processLives reports whether the process that processIdentity has described runs. One that has ended and is still to
+// be reaped does not.
+func processLives(pid int, boot string, start uint64) bool {
+	if boot == "" || boot != bootID() {
+		return false
+	}
+	state, now := processStat(pid)
+	return now == start && state != 'Z' && state != 'X'
+}
+
+// processStat returns the state and the start time of a process, or zeros.
+func processStat(pid int) (state byte, startTime uint64) {
 	f, err := os.Open("/proc/" + strconv.Itoa(pid) + "/stat")
 	if err != nil {
-		return "", 0
+		return 0, 0
 	}
 	defer f.Close()
 	var b [1024]byte
 	n, err := io.ReadFull(f, b[:])
 	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
-		return "", 0
+		return 0, 0
 	}
 	// The name in parentheses may contain anything; field 22 is the start time, and state, after the name, is field 3.
 	text := string(b[:n])
 	fields := strings.Fields(text[strings.LastIndexByte(text, ')')+1:])
 	if len(fields) < 20 {
-		return "", 0
+		return 0, 0
 	}
 	startTime, _ = strconv.ParseUint(fields[19], 10, 64)
-	return bootID(), startTime
+	return fields[0][0], startTime
 }
 
 // hostProcess is the first process of a container that another program runs.
 type hostProcess struct{ fd *os.File }
 
-// openProcess opens the process that a state names. The error matches os.ErrProcessDone if it has ended.
-func openProcess(st *containerState) (*hostProcess, error) {
-	if st.PID <= 0 || st.BootID == "" || st.BootID != bootID() {
+// openProcess opens the process that processIdentity has described. The error matches os.ErrProcessDone if it has ended.
+func openProcess(pid int, boot string, start uint64) (*hostProcess, error) {
+	if pid <= 0 || boot == "" || boot != bootID() {
 		return nil, os.ErrProcessDone
 	}
-	fd, err := unix.PidfdOpen(st.PID, unix.PIDFD_NONBLOCK)
+	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
 	if errors.Is(err, unix.EINVAL) { // before Linux 5.10
-		fd, err = unix.PidfdOpen(st.PID, 0)
+		fd, err = unix.PidfdOpen(pid, 0)
 	}
 	if errors.Is(err, unix.ESRCH) {
 		return nil, os.ErrProcessDone
 	}
 	if err != nil {
-		return nil, fmt.Errorf("open process %d: %w", st.PID, err)
+		return nil, fmt.Errorf("open process %d: %w", pid, err)
 	}
-	p := &hostProcess{os.NewFile(uintptr(fd), "pidfd")}
+	unix.SetNonblock(fd, true)
+	p := &hostProcess{os.NewFile(uintptr(fd), "pidfd")} // not blocking, so the runtime's poller waits for it
 	// Only now is it certain that the number does not pass to another process while it is looked at.
-	if _, start := processIdentity(st.PID); start != st.StartTime {
+	if _, now := processIdentity(pid); now != start {
 		p.close()
 		return nil, os.ErrProcessDone
 	}
@@ -76,29 +97,83 @@ func openProcess(st *containerState) (*hostProcess, error) {
 
 func (p *hostProcess) close() { p.fd.Close() }
 
-func (p *hostProcess) signal(sig syscall.Signal) error {
-	err := unix.PidfdSendSignal(int(p.fd.Fd()), sig, nil, 0)
-	if errors.Is(err, unix.ESRCH) {
-		return os.ErrProcessDone
+// openRoot opens the root directory that the process with this pid, which it is, has: the container's.
+func (p *hostProcess) openRoot(pid int) (*os.File, error) {
+	fd, err := unix.Open("/proc/"+strconv.Itoa(pid)+"/root", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	// As long as the process is there, the number is its own.
+	if gone := p.signal(0); gone != nil {
+		if err == nil {
+			unix.Close(fd)
+		}
+		return nil, gone
 	}
-	return err
+	if err != nil {
+		return nil, fmt.Errorf("open the container's root: %w", err)
+	}
+	return os.NewFile(uintptr(fd), "root"), nil
 }
 
-// wait waits for the end of the process.
-func (p *hostProcess) wait(ctx context.Context) error {
-	fd := int(p.fd.Fd())
-	for {
-		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-		n, err := unix.Poll(fds, 20)
-		switch {
-		case ctx.Err() != nil:
-			return ctx.Err()
-		case err != nil && !errors.Is(err, unix.EINTR):
-			return fmt.Errorf("wait for a process: %w", err)
-		case n > 0:
-			return nil
-		}
+// ended says whether the process has ended, or does so within the time. Unlike signal it knows of one that nobody has
+// waited for yet.
+func (p *hostProcess) ended(within time.Duration) bool {
+	over := false
+	p.control(func(fd int) { over, _ = readable(fd, within) })
+	return over
+}
+
+// file is the pidfd.
+func (p *hostProcess) file() *os.File { return p.fd }
+
+func (p *hostProcess) signal(sig syscall.Signal) error {
+	var sent error
+	if err := p.control(func(fd int) { sent = unix.PidfdSendSignal(fd, sig, nil, 0) }); err != nil {
+		return err
 	}
+	if errors.Is(sent, unix.ESRCH) {
+		return os.ErrProcessDone
+	}
+	return sent
+}
+
+// control calls f with the descriptor. File.Fd would make it a blocking one.
+func (p *hostProcess) control(f func(fd int)) error {
+	raw, err := p.fd.SyscallConn()
+	if err != nil {
+		return err
+	}
+	return raw.Control(func(fd uintptr) { f(int(fd)) })
+}
+
+// readable reports whether a pidfd is, or becomes so in time: its process has ended then.
+func readable(fd int, within time.Duration) (bool, error) {
+	n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(within.Milliseconds()))
+	if errors.Is(err, unix.EINTR) {
+		err = nil
+	}
+	return n > 0, err
+}
+
+// wait waits for the end of the process. It costs no thread: the runtime's poller waits.
+func (p *hostProcess) wait(ctx context.Context) error {
+	raw, err := p.fd.SyscallConn()
+	if err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, func() { p.fd.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+	ended := false
+	var polled error
+	err = raw.Read(func(fd uintptr) bool {
+		ended, polled = readable(int(fd), 0)
+		return ended || polled != nil
+	})
+	switch {
+	case ended:
+		return nil
+	case ctx.Err() != nil:
+		return ctx.Err()
+	}
+	return fmt.Errorf("wait for a process: %w", errors.Join(err, polled))
 }
 
 // deviceNode describes a device node of the host.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"os"
 	"syscall"
+	"time"
 )
 
 func signalNumber(string) syscall.Signal { return 0 }
@@ -17,9 +18,19 @@ func processIdentity(int) (string, uint64) { return "", 0 }
 
 type hostProcess struct{}
 
-func openProcess(*containerState) (*hostProcess, error) { return nil, errors.ErrUnsupported }
+func processLives(int, string, uint64) bool { return false }
+
+func makeFIFO(string) error { return errors.ErrUnsupported }
+
+func openProcess(int, string, uint64) (*hostProcess, error) { return nil, errors.ErrUnsupported }
 
 func (*hostProcess) close() {}
+
+func (*hostProcess) openRoot(int) (*os.File, error) { return nil, errors.ErrUnsupported }
+
+func (*hostProcess) ended(time.Duration) bool { return false }
+
+func (*hostProcess) file() *os.File { return nil }
 
 func (*hostProcess) signal(syscall.Signal) error { return errors.ErrUnsupported }
 

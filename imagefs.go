@@ -124,7 +124,11 @@ func (e *Engine) imageFromFS(ctx context.Context, name string, fsys fs.FS, opts 
 		}
 		return nil, err
 	}
-	return e.addImage(ctx, ref.key(), desc, manifest, configDesc, rawConfig)
+	img, err := e.addImage(ctx, ref.key(), desc, manifest, configDesc, rawConfig)
+	if err == nil {
+		img.emit(ActionImport, ref.key())
+	}
+	return img, err
 }
 
 // describeTar is the first reading: digest and size must be known before the second one can be verified.

@@ -16,18 +16,24 @@ import (
 
 // ContainerInfo is what there is to know about a container at one moment.
 type ContainerInfo struct {
-	ID      string
-	Name    string
-	Status  ContainerStatus
-	PID     int           // of the first process, in the importing program's pid namespace; 0 if it is not running
-	Image   string        // as in the spec
-	ImageID digest.Digest // of the image's configuration
-	Labels  map[string]string
+	ID     string
+	Name   string
+	Status ContainerStatus
+	PID    int // of the first process, in the importing program's pid namespace; 0 if it is not running
+	// KeeperPID is the process that keeps a detached container while it runs, or 0.
+	KeeperPID int
+	Image     string        // as in the spec
+	ImageID   digest.Digest // of the image's configuration
+	Labels    map[string]string
 
 	Created  time.Time
 	Started  time.Time // zero if it was never started
 	Finished time.Time // zero if it is running or was never started
 	Exit     *ExitStatus
+	// LogDroppedBytes is how much of the output of a detached container was lost since its last start because the disk
+	// was full, and LogFull whether it is at present.
+	LogDroppedBytes uint64
+	LogFull         bool
 
 	// Spec is what Create was given.
 	Spec ContainerSpec
@@ -43,9 +49,17 @@ func (c *Container) Inspect(ctx context.Context) (*ContainerInfo, error) {
 		return nil, c.fail("inspect", err)
 	}
 	info := &ContainerInfo{
-		ID: st.ID, Name: st.Name, Status: st.Status, PID: st.PID, Image: st.Spec.Image, ImageID: st.ImageID,
+		ID: st.ID, Name: st.Name, Status: c.eng.status(st), PID: st.PID, Image: st.Spec.Image, ImageID: st.ImageID,
 		Labels: st.Resolved.Labels, Created: st.Created, Started: st.Started, Finished: st.Finished, Exit: st.Exit,
 		Spec: st.Spec, OCI: st.spec,
+	}
+	if st.kept() {
+		info.KeeperPID = st.KeeperPID
+	}
+	if st.Spec.Detached && st.Status != StatusCreated {
+		if r, err := c.eng.keeperRecord(c.id); err == nil {
+			info.LogDroppedBytes, info.LogFull = r.DroppedBytes, r.LogFull
+		}
 	}
 	if info.OCI == nil && st.Status != StatusCreated {
 		spec := &specs.Spec{}
@@ -88,7 +102,7 @@ func (e *Engine) containers(filter *ContainerFilter) ([]*Container, error) {
 		if err != nil {
 			return nil, err
 		}
-		if filter.matches(st) {
+		if filter.matches(st, e.status) {
 			all = append(all, found{c, st.Created})
 		}
 	}
@@ -102,7 +116,7 @@ func (e *Engine) containers(filter *ContainerFilter) ([]*Container, error) {
 	return list, nil
 }
 
-func (f *ContainerFilter) matches(st *containerState) bool {
+func (f *ContainerFilter) matches(st *containerState, status func(*containerState) ContainerStatus) bool {
 	if f == nil {
 		return true
 	}
@@ -111,5 +125,5 @@ func (f *ContainerFilter) matches(st *containerState) bool {
 			return false
 		}
 	}
-	return (f.Status == "" || f.Status == st.Status) && (f.Image == "" || f.Image == st.Spec.Image)
+	return (f.Status == "" || f.Status == status(st)) && (f.Image == "" || f.Image == st.Spec.Image)
 }

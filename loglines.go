@@ -15,6 +15,10 @@ import (
 // It goes on behind damaged parts of the log and returns an error that matches ErrCorrupt in the end. Other errors are
 // those of Logs, and the first one of a writer.
 func (c *Container) CopyLogs(ctx context.Context, stdout, stderr io.Writer, opts *LogOptions) error {
+	return c.fail("copy the log of", c.copyLogs(ctx, stdout, stderr, opts))
+}
+
+func (c *Container) copyLogs(ctx context.Context, stdout, stderr io.Writer, opts *LogOptions) error {
 	if opts == nil {
 		opts = &LogOptions{}
 	}
@@ -25,7 +29,7 @@ func (c *Container) CopyLogs(ctx context.Context, stdout, stderr io.Writer, opts
 		return nil
 	}
 	var damage error
-	for rec, err := range c.Logs(ctx, &streams) {
+	for rec, err := range c.logs(ctx, &streams) {
 		switch {
 		case errors.Is(err, ErrCorrupt):
 			if damage == nil {

@@ -93,7 +93,23 @@ func (s *LogSpec) validate() error {
 
 // keepsLog says whether the container has a log.
 func (s *ContainerSpec) keepsLog() bool {
-	return s.Log.Mode == LogFile || s.Log.Mode == LogAuto && !s.AutoRemove
+	return s.Log.Mode == LogFile || s.Log.Mode == LogAuto && (!s.AutoRemove || s.Detached || s.TTY && !s.takesStreams())
+}
+
+// logged says which streams go to the log. A terminal has but one.
+func (s *ContainerSpec) logged() (stdout, stderr bool) {
+	switch {
+	case !s.keepsLog() || s.TTY && s.takesStreams():
+		return false, false
+	case s.TTY:
+		return true, false
+	}
+	return s.Stdout == nil, s.Stderr == nil
+}
+
+// takesStreams says whether the importing program has streams of the container.
+func (s *ContainerSpec) takesStreams() bool {
+	return s.Stdin != nil || s.Stdout != nil || s.Stderr != nil
 }
 
 // LogStream is where a record of a log comes from.

@@ -67,6 +67,7 @@ func (e *Engine) PruneImages(ctx context.Context, opts *ImagePruneOptions) (*Pru
 }
 
 func (e *Engine) pruneImages(ctx context.Context, opts *ImagePruneOptions, report *PruneReport) error {
+	var deleted []func()
 	got, err := e.collect(ctx, func(c *collection) error {
 		refs, err := c.store.List()
 		if err != nil {
@@ -88,13 +89,14 @@ func (e *Engine) pruneImages(ctx context.Context, opts *ImagePruneOptions, repor
 				return context.Cause(ctx)
 			}
 			// What is no image has neither date nor labels, and no container.
+			id := d
 			var made time.Time
 			var labels map[string]string
 			if err == nil {
 				if len(c.users[img.ID()]) > 0 {
 					continue
 				}
-				made, labels = img.Created(), img.config.Config.Labels
+				id, made, labels = img.ID(), img.Created(), img.config.Config.Labels
 			}
 			if !opts.matches(made, labels) {
 				continue
@@ -102,6 +104,8 @@ func (e *Engine) pruneImages(ctx context.Context, opts *ImagePruneOptions, repor
 			if err := c.removeManifest(d); err != nil {
 				return err
 			}
+			was := names
+			deleted = append(deleted, func() { e.emitDeleted(string(id), was, labels) })
 			if len(names) == 0 {
 				names = []string{string(d)}
 			}
@@ -109,10 +113,14 @@ func (e *Engine) pruneImages(ctx context.Context, opts *ImagePruneOptions, repor
 		}
 		return nil
 	})
+	for _, emit := range deleted {
+		emit()
+	}
 	if err != nil {
 		return err
 	}
 	report.collected(got)
+	e.emitPruned(EventImage, report.Bytes)
 	return nil
 }
 
@@ -161,5 +169,6 @@ func (e *Engine) pruneContainers(ctx context.Context, opts *ContainerPruneOption
 		report.Containers = append(report.Containers, st.Name)
 		report.Bytes += size
 	}
+	e.emitPruned(EventContainer, report.Bytes)
 	return nil
 }

@@ -235,6 +235,7 @@ func (e *Engine) pullFrom(ctx context.Context, client *registryClient, ref Refer
 		return fail(err)
 	}
 	crashpoint.At("pull: named")
+	img.emit(ActionPull, ref.key())
 	return img, layers, lease.Release, nil
 }
 

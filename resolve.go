@@ -151,6 +151,18 @@ func (s *ContainerSpec) validate() error {
 	if s.WorkingDir != "" && !path.IsAbs(s.WorkingDir) {
 		return invalid("WorkingDir", "%q is not absolute", s.WorkingDir)
 	}
+	if s.Detached && s.takesStreams() {
+		return invalid("Detached", "Stdin, Stdout and Stderr belong to this program, which the container outlives: use Log, OpenStdin and Attach")
+	}
+	if s.OpenStdin && s.Stdin != nil {
+		return invalid("OpenStdin", "Stdin is set too")
+	}
+	if s.TTY && !s.takesStreams() && !s.keepsLog() {
+		return invalid("TTY", "without a log and without streams nobody sees it: set Log.Mode to LogFile, or Stdout")
+	}
+	if s.TTY && s.Stderr != nil && !sameWriter(s.Stdout, s.Stderr) {
+		return invalid("Stderr", "a terminal has one output: use Stdout")
+	}
 	if s.ShmSize < 0 {
 		return invalid("ShmSize", "negative")
 	}
@@ -222,12 +234,17 @@ func (s *ContainerSpec) clone() ContainerSpec {
 	return c
 }
 
-// parseSignal understands "SIGTERM", "TERM", "15" and "SIGRTMIN+3".
+// parseSignal implements ParseSignal.
 func parseSignal(s string) (syscall.Signal, error) {
 	if n, err := strconv.Atoi(s); err == nil && n > 0 && n <= 64 {
 		return syscall.Signal(n), nil
 	}
 	name := strings.TrimPrefix(strings.ToUpper(s), "SIG")
+	if rt, ok := strings.CutPrefix(name, "RTMAX"); ok {
+		if n, err := strconv.Atoi(strings.TrimPrefix(rt, "-")); rt == "" || err == nil && n >= 0 && n <= 30 && rt[0] == '-' {
+			return syscall.Signal(64 - n), nil
+		}
+	}
 	if rt, ok := strings.CutPrefix(name, "RTMIN"); ok {
 		if n, err := strconv.Atoi(strings.TrimPrefix(rt, "+")); rt == "" || err == nil && n >= 0 && n <= 30 {
 			return syscall.Signal(34 + n), nil

@@ -26,6 +26,14 @@ func (e *Engine) runtimeSpec(st *containerState) (*specs.Spec, error) {
 	p.Args, p.Env, p.Cwd = r.Args, r.Env, r.WorkingDir
 	p.Rlimits = s.Rlimits
 	p.OOMScoreAdj = s.OOMScoreAdj
+	if p.Terminal = s.TTY; s.TTY {
+		if s.ConsoleSize != (TerminalSize{}) {
+			p.ConsoleSize = &specs.Box{Height: uint(s.ConsoleSize.Rows), Width: uint(s.ConsoleSize.Cols)}
+		}
+		if !hasEnv(p.Env, "TERM") {
+			p.Env = append(slices.Clone(p.Env), "TERM=xterm") // as Docker does
+		}
+	}
 
 	spec.Hostname, spec.Domainname = r.Hostname, s.Domainname
 	if s.network() == NetworkHost {

@@ -50,7 +50,8 @@ type ContainerSpec struct {
 	// StopSignal ends the container politely: a name ("SIGTERM", "TERM") or a number. Empty means the image's, or
 	// SIGTERM.
 	StopSignal string `json:",omitempty"`
-	// StopTimeout is how long Stop waits after the stop signal before it kills. Zero means 10 s, negative for ever.
+	// StopTimeout is how long Stop waits after the stop signal before it kills. Zero means 10 s, StopAtOnce not at all,
+	// and a negative one for ever.
 	StopTimeout time.Duration `json:",omitempty"`
 
 	// Mounts are bind mounts and tmpfs.
@@ -80,7 +81,26 @@ type ContainerSpec struct {
 	// OOMScoreAdj is added to the badness of the container's processes, -1000 to 1000. Nil leaves the inherited one.
 	OOMScoreAdj *int `json:",omitempty"`
 
-	// AutoRemove removes the container when it has ended.
+	// Init puts an init in front of the program, as docker run --init does: the container's first process executes the
+	// program in a child, forwards signals to it and reaps what nobody waits for. A program that a signal ends gives the
+	// exit code 128 and its number, and no Signal in the ExitStatus.
+	Init bool `json:",omitempty"`
+
+	// Detached makes the container run on when the engine is closed and when the importing program ends: a keeper, a
+	// process of a few dozen kB, writes its log and its exit status. Every later Open of the root finds it. Stdin, Stdout
+	// and Stderr must be nil: see Log, OpenStdin and Attach.
+	Detached bool `json:",omitempty"`
+	// OpenStdin gives the container an input that others can write to, from any program and at any time: see Attach.
+	// Otherwise, and without Stdin, it reads nothing.
+	OpenStdin bool `json:",omitempty"`
+
+	// TTY gives the container a terminal of its own, as its controlling terminal and as its three streams. If the spec has
+	// neither Stdin nor Stdout nor Stderr, what it shows is in the log, and others type and look by Attach.
+	TTY bool `json:",omitempty"`
+	// ConsoleSize is the size of the terminal at the start. The zero size means that nobody knows.
+	ConsoleSize TerminalSize `json:",omitzero"`
+
+	// AutoRemove removes the container when it has ended; a detached one when an engine learns of it.
 	AutoRemove bool `json:",omitempty"`
 
 	// Log says what is kept of the output that the spec does not take itself. The zero LogSpec keeps at most 64 MB of it,

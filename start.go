@@ -10,6 +10,7 @@ import (
 	"os"
 	"reflect"
 	"slices"
+	"syscall"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -22,10 +23,11 @@ import (
 
 // run is one start of a container by this engine.
 type run struct {
-	proc    *nsexec.Process
-	group   *cgroup.Group
-	streams *streams
-	spec    *specs.Spec
+	proc     *nsexec.Process
+	detached *nsexec.Detached // in place of proc
+	group    *cgroup.Group
+	streams  *streams
+	spec     *specs.Spec
 
 	ended     chan struct{} // closed when the container has ended and the following are set
 	exit      ExitStatus
@@ -71,12 +73,28 @@ func (c *Container) start(ctx context.Context) error {
 	if st.Status == StatusRunning {
 		return ErrRunning
 	}
+	if st.unsettled() {
+		if err := c.settleLocked(ctx, st); err != nil {
+			return err
+		}
+		if st, err = c.current(); err != nil {
+			return err // removed, as its spec says
+		}
+	}
+	if st.Customized && st.Spec.Customize == nil {
+		return fmt.Errorf("%w: its Customize function is known only to the program that created it, before its first detached start", ErrInvalid)
+	}
+	e.settleEvents(ctx, st)
 	r, err := c.launch(ctx, st)
 	if err != nil {
 		return err
 	}
+	if r.detached != nil {
+		return c.release(ctx, st, r)
+	}
 	next := *st
 	next.Owner, next.Status, next.Started, next.Finished, next.Exit = e.owner.id, StatusRunning, time.Now(), time.Time{}, nil
+	next.Starts++
 	next.PID = r.proc.PID()
 	next.BootID, next.StartTime = processIdentity(next.PID)
 	next.spec = r.spec
@@ -88,6 +106,7 @@ func (c *Container) start(ctx context.Context) error {
 		return errors.Join(err, r.group.Remove(context.WithoutCancel(ctx)), c.setState(&next))
 	}
 	e.own(c, r)
+	e.emitContainer(&next, ActionStart)
 	go c.monitor(r)
 	return nil
 }
@@ -159,29 +178,65 @@ func (c *Container) launch(ctx context.Context, st *containerState) (_ *run, err
 			return nil, err
 		}
 	}
-	prog, err := nsexec.Compile(spec, &nsexec.Options{Root: root, Cgroup: join.Dir, Tasks: join.Tasks, CgroupKill: join.Kill})
-	if err != nil {
-		return nil, err
+	streams := &streams{}
+	if !st.Spec.TTY {
+		if streams, err = newStreams(st.Spec.Stdin, st.Spec.Stdout, st.Spec.Stderr); err != nil {
+			return nil, err
+		}
 	}
-	defer prog.Close()
-	streams, err := newStreams(st.Spec.Stdin, st.Spec.Stdout, st.Spec.Stderr)
-	if err != nil {
-		return nil, err
-	}
-	var proc *nsexec.Process
-	if err = streams.own(spec.Process.User.UID, spec.Process.User.GID); err == nil {
-		proc, err = e.launcher.Start(ctx, prog, &streams.stdio)
-	}
-	if err != nil {
+	r := &run{group: group.group, streams: streams, spec: spec, ended: make(chan struct{}), cleaned: make(chan struct{})}
+	if err := c.launchWith(ctx, st, r, &nsexec.Options{Root: root, Cgroup: join.Dir, Tasks: join.Tasks, CgroupKill: join.Kill, Init: st.Spec.Init}); err != nil {
 		streams.abandon()
 		return nil, explainStart(err, group.group)
 	}
 	crashpoint.At("start: program runs")
+	if r.proc != nil && r.proc.Terminal() != nil {
+		streams.copyTerminal(r.proc.Terminal(), st.Spec.Stdin, st.Spec.Stdout)
+	}
 	streams.begin()
-	return &run{
-		proc: proc, group: group.group, streams: streams, spec: spec,
-		ended: make(chan struct{}), cleaned: make(chan struct{}),
-	}, nil
+	return r, nil
+}
+
+// launchWith compiles the plan and starts it, with all that the container's guard needs.
+func (c *Container) launchWith(ctx context.Context, st *containerState, r *run, opts *nsexec.Options) error {
+	e := c.eng
+	guard, err := c.guardFiles(st, r.streams)
+	if err != nil {
+		return err
+	}
+	defer guard.close()
+	opts.Log, opts.Keeper, opts.Input = guard.log, guard.keeper, guard.input
+	if opts.Keeper != nil {
+		join, done, err := e.keeperJoin(ctx)
+		if err != nil {
+			return err
+		}
+		defer done()
+		defer join.Close()
+		opts.Keeper.Cgroup, opts.Keeper.Tasks = join.Dir, join.Tasks
+		events, err := r.group.MemoryEvents()
+		if err != nil {
+			return err
+		}
+		if events != nil {
+			defer events.Close()
+			opts.Keeper.MemoryEvents = events
+		}
+	}
+	prog, err := nsexec.Compile(r.spec, opts)
+	if err != nil {
+		return err
+	}
+	defer prog.Close()
+	if err := r.streams.own(r.spec.Process.User.UID, r.spec.Process.User.GID); err != nil {
+		return err
+	}
+	if opts.Keeper != nil {
+		r.detached, err = e.launcher.StartDetached(ctx, prog, &r.streams.stdio)
+	} else {
+		r.proc, err = e.launcher.Start(ctx, prog, &r.streams.stdio)
+	}
+	return err
 }
 
 // pendingGroup is a cgroup that is being made.
@@ -267,12 +322,8 @@ func (e *Engine) removeGroup(ctx context.Context, id string) error {
 	return group.Remove(ctx)
 }
 
-// writeConfig stores the OCI spec for whoever inspects the container from elsewhere. A container that is removed at its
-// end is spared the work: the engine that runs it has the spec.
-func (c *Container) writeConfig(r *run, st *containerState) error {
-	if st.Spec.AutoRemove {
-		return nil
-	}
+// writeConfig stores the OCI spec for whoever inspects the container from elsewhere.
+func (c *Container) writeConfig(r *run) error {
 	b, err := json.Marshal(r.spec)
 	if err != nil {
 		return err
@@ -286,16 +337,17 @@ func (c *Container) monitor(r *run) {
 	st, _ := c.current() // of a container that this engine owns: no error is possible
 	var errs []error
 	// While the container runs; whoever asks before gets the spec from memory.
-	errs = append(errs, c.writeConfig(r, st))
-	status, err := r.proc.Wait(ctx)
-	r.exit = ExitStatus{
-		Code: status.Code, Signal: status.Signal,
-		UserTime: status.UserTime, SystemTime: status.SystemTime, MaxRSS: status.MaxRSS,
+	// A container that is removed at its end is spared the work.
+	if !st.Spec.AutoRemove {
+		errs = append(errs, c.writeConfig(r))
 	}
+	status, err := r.proc.Wait(ctx)
+	r.exit = *newExitStatus(status)
 	if err != nil {
 		r.exit = ExitStatus{Code: -1, Unknown: true}
 	}
 	crashpoint.At("end: program ended")
+	c.eng.commands.forget(c.id)
 	// A pid namespace of its own is empty when its first process has been waited for. Without one a container may leave
 	// processes, which hold its streams open.
 	if !hasNamespace(r.spec, specs.PIDNamespace) {
@@ -309,22 +361,26 @@ func (c *Container) monitor(r *run) {
 	r.streamErr = r.streams.end()
 
 	st.Status, st.Finished, st.PID, st.Exit = StatusExited, time.Now(), 0, &r.exit
-	if st.Spec.AutoRemove {
+	autoRemove := c.eng.removedAtEnd(st)
+	if autoRemove {
 		c.mu.Lock()
 		c.state = st
 		c.mu.Unlock()
 	} else {
 		errs = append(errs, c.setState(st))
 	}
+	named := *st
+	named.Name = c.Name() // it may have been renamed meanwhile
+	c.eng.emitDied(&named)
 	close(r.ended)
 
 	errs = append(errs, <-removed)
 	crashpoint.At("end: cgroup gone")
-	if st.Spec.AutoRemove {
-		// Under the lock: it tells Check that the container is being removed.
-		_, unlock, err := c.lock(ctx)
+	if autoRemove {
+		// Under the lock: it tells Check that the container is being removed. It may have another name by now.
+		now, unlock, err := c.lock(ctx)
 		if err == nil {
-			errs = append(errs, c.eng.discard(ctx, st))
+			errs = append(errs, c.eng.destroy(ctx, now))
 			unlock()
 		} else if !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, err)
@@ -354,7 +410,8 @@ func (c *Container) shutDown() error {
 	r := c.lastRun()
 	c.op.Unlock()
 	if r != nil {
-		if err := r.proc.Kill(); err != nil {
+		c.emitKill(syscall.SIGKILL, r.proc.Signal)
+		if err := errors.Join(r.proc.Kill(), c.thawKilled()); err != nil {
 			return c.fail("kill", err)
 		}
 		<-r.cleaned
@@ -371,7 +428,7 @@ func (c *Container) shutDown() error {
 	}
 	defer unlock()
 	if st.Spec.AutoRemove {
-		return c.fail("remove", c.eng.discard(context.Background(), st))
+		return c.fail("remove", c.eng.destroy(context.Background(), st))
 	}
 	st.Owner = ""
 	return c.fail("release", c.setState(st))

@@ -23,9 +23,13 @@ import (
 // directory is left over, and whatever has one has an owner.
 //
 //	containers/<id>/state.json    containerState
+//	containers/<id>/changes.json  what Rename and Update changed since: containerChanges
 //	containers/<id>/config.json   the OCI runtime spec of the last start
 //	containers/<id>/hosts, hostname, resolv.conf
 //	containers/.<owner>.<id>      being made or removed by that owner
+//	containers/<id>/log/          what the container wrote, see docs/log-format.md
+//	containers/<id>/stdin, control  what others write to it, with OpenStdin
+//	containers/<id>/keeper        the exit record of a detached container, see detached.go
 //	names/<name>                  symbolic link to the id
 //	owners/<owner>                locked while that engine is open
 
@@ -36,6 +40,7 @@ type ContainerStatus string
 const (
 	StatusCreated ContainerStatus = "created" // never started
 	StatusRunning ContainerStatus = "running"
+	StatusPaused  ContainerStatus = "paused" // running, but stopped by Pause
 	StatusExited  ContainerStatus = "exited" // started and ended
 )
 
@@ -44,8 +49,8 @@ type containerState struct {
 	Version int
 	ID      string
 	Name    string
-	Owner   string // of the engine that answers for it, or empty
-	Status  ContainerStatus
+	Owner   string          // of the engine that answers for it, or empty
+	Status  ContainerStatus // StatusRunning also of one that is paused: the kernel knows that, see Engine.status
 
 	Spec     ContainerSpec
 	Resolved resolvedSpec
@@ -61,6 +66,14 @@ type containerState struct {
 	BootID    string
 	StartTime uint64
 	Exit      *ExitStatus
+	// KeeperPID is the process that keeps a detached container, from its start until its end is noted; KeeperStart
+	// tells it from a later one with the same number.
+	KeeperPID   int    `json:",omitempty"`
+	KeeperStart uint64 `json:",omitempty"`
+	// Starts counts the starts, the present one included.
+	Starts int `json:",omitempty"`
+	// Customized says that the spec has a Customize function, which only the program that created the container has.
+	Customized bool `json:",omitempty"`
 
 	spec *specs.Spec // of the last start by this engine; others read config.json
 }
@@ -78,6 +91,9 @@ func (e *Engine) readState(id string) (*containerState, error) {
 	}
 	if st.Version != stateVersion || st.ID != id {
 		return nil, fmt.Errorf("state of container %s (version %d, id %q): %w", id, st.Version, st.ID, ErrCorrupt)
+	}
+	if err := e.applyChanges(st); err != nil {
+		return nil, err
 	}
 	return st, nil
 }
@@ -104,14 +120,18 @@ func (e *Engine) addState(st *containerState) error {
 	return err
 }
 
-// removeState removes the container's directory.
-func (e *Engine) removeState(id string) error {
+// removeState removes the container's directory, and calls gone when it is out of sight.
+func (e *Engine) removeState(id string, gone func()) error {
 	removing := e.transientDir(e.owner.id, id)
-	if err := os.Rename(e.containerDir(id), removing); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	err := os.Rename(e.containerDir(id), removing)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	crashpoint.At("discard: container out of sight")
-	err := os.RemoveAll(removing)
+	if err == nil {
+		gone()
+	}
+	err = os.RemoveAll(removing)
 	crashpoint.At("discard: container gone")
 	return err
 }

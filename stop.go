@@ -32,8 +32,16 @@ func (c *Container) wait(ctx context.Context) (ExitStatus, error) {
 	return c.waitElsewhere(ctx)
 }
 
-// waitElsewhere waits for a container that another program runs: for the end of its process, which the kernel tells,
-// and then for the record that its owner makes.
+// waitFor is the process whose end makes the container's: its keeper, or its own.
+func (st *containerState) waitFor() (pid int, boot string, start uint64) {
+	if st.KeeperPID != 0 {
+		return st.KeeperPID, st.BootID, st.KeeperStart
+	}
+	return st.PID, st.BootID, st.StartTime
+}
+
+// waitElsewhere waits for a container that another program runs, or a keeper: for the end of its process, which the
+// kernel tells, and then for the record that is made of it.
 func (c *Container) waitElsewhere(ctx context.Context) (ExitStatus, error) {
 	unknown := ExitStatus{Code: -1, Unknown: true}
 	for pause := time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
@@ -44,13 +52,16 @@ func (c *Container) waitElsewhere(ctx context.Context) (ExitStatus, error) {
 		case err != nil:
 			return unknown, err
 		case st.Exit != nil && st.Status == StatusExited:
-			return *st.Exit, nil
+			if st.unsettled() {
+				err = c.settle(ctx)
+			}
+			return *st.Exit, err
 		case st.Status != StatusRunning:
 			return unknown, ErrNotRunning
-		case !c.eng.ownerAlive(st.Owner):
+		case st.KeeperPID == 0 && !c.eng.ownerAlive(st.Owner):
 			return unknown, nil
 		}
-		p, err := openProcess(st)
+		p, err := openProcess(st.waitFor())
 		if err == nil {
 			err = p.wait(ctx)
 			p.close()
@@ -67,12 +78,17 @@ func (c *Container) waitElsewhere(ctx context.Context) (ExitStatus, error) {
 }
 
 // Signal sends a signal to the container's first process. The error matches ErrNotRunning if there is none.
+//
+// A paused container gets it when it is resumed. Its stop signal and SIGKILL resume it, as in Docker; where the kernel
+// can kill what is frozen (cgroup version 2), SIGKILL ends it without.
 func (c *Container) Signal(ctx context.Context, sig syscall.Signal) error {
-	return c.fail(fmt.Sprintf("send %v to", sig), c.signal(sig))
+	return c.fail(fmt.Sprintf("send %v to", sig), c.signalByName(sig))
 }
 
-func (c *Container) signal(sig syscall.Signal) error {
+// send sends a signal to the first process, and leaves a paused one paused: see signal.
+func (c *Container) send(sig syscall.Signal) error {
 	if r := c.lastRun(); r != nil {
+		c.emitKill(sig, r.proc.Signal)
 		err := r.proc.Signal(sig)
 		if errors.Is(err, os.ErrProcessDone) {
 			return ErrNotRunning
@@ -86,8 +102,9 @@ func (c *Container) signal(sig syscall.Signal) error {
 	if st.Status != StatusRunning {
 		return ErrNotRunning
 	}
-	p, err := openProcess(st)
+	p, err := openProcess(st.PID, st.BootID, st.StartTime)
 	if err == nil {
+		c.emitKill(sig, p.signal)
 		err = p.signal(sig)
 		p.close()
 	}
@@ -106,13 +123,14 @@ func (c *Container) Kill(ctx context.Context) error {
 type StopOptions struct {
 	// Signal ends the container politely: a name or a number. Empty means that of the spec or the image, or SIGTERM.
 	Signal string
-	// Timeout is how long to wait before the container is killed. Zero means that of the spec, or 10 s; negative
-	// means for ever.
+	// Timeout is how long to wait before the container is killed. Zero means that of the spec, or 10 s; StopAtOnce
+	// means not at all, and a negative one for ever.
 	Timeout time.Duration
 }
 
 // Stop asks the container to end with its stop signal, kills it if it has not done so in time, and waits for the end.
-// It is no error if the container is not running. Cancelling ctx ends the waiting; the container may then go on.
+// It is no error if the container is not running. A paused one is resumed, so that it sees the signal. Cancelling ctx
+// ends the waiting; the container may then go on.
 func (c *Container) Stop(ctx context.Context, opts *StopOptions) error {
 	return c.fail("stop", c.stop(ctx, opts))
 }
@@ -139,7 +157,11 @@ func (c *Container) stop(ctx context.Context, opts *StopOptions) error {
 	if err != nil {
 		return err
 	}
-	if err := c.signal(sig); err != nil && !errors.Is(err, ErrNotRunning) {
+	sent := c.signal(sig)
+	if sent != nil && !errors.Is(sent, ErrNotRunning) {
+		return sent
+	}
+	if err := c.thaw(); err != nil {
 		return err
 	}
 	polite := ctx
@@ -150,20 +172,23 @@ func (c *Container) stop(ctx context.Context, opts *StopOptions) error {
 	}
 	_, err = c.wait(polite)
 	if polite.Err() == nil || ctx.Err() != nil {
-		return stopped(err)
+		return c.stopped(ctx, st, sent, err)
 	}
 	if err := c.signal(syscall.SIGKILL); err != nil && !errors.Is(err, ErrNotRunning) {
 		return err
 	}
 	_, err = c.wait(ctx)
-	return stopped(err)
+	return c.stopped(ctx, st, sent, err)
 }
 
 const defaultStopTimeout = 10 * time.Second
 
 // stopped is the error of a stop for the error of its wait: that the owner has removed the container is as good an end
-// as any.
-func stopped(err error) error {
+// as any. What was sent a signal and has ended is an event.
+func (c *Container) stopped(ctx context.Context, st *containerState, sent, err error) error {
+	if sent == nil && ctx.Err() == nil {
+		c.eng.emitContainer(st, ActionStop)
+	}
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrNotRunning) {
 		return nil
 	}
@@ -216,13 +241,17 @@ func (c *Container) remove(ctx context.Context, opts *RemoveOptions) error {
 	}
 	defer unlock()
 	switch {
-	case st.Status == StatusRunning && e.ownerAlive(st.Owner):
+	case st.Status == StatusRunning && (st.KeeperPID != 0 || e.ownerAlive(st.Owner)):
 		return ErrRunning
 	case st.Owner != e.owner.id && e.ownerAlive(st.Owner):
 		return fmt.Errorf("%w: the container belongs to another program that is running", ErrInUse)
 	}
+	e.settleEvents(ctx, st)
+	if st.unsettled() {
+		e.emitDied(st)
+	}
 	// Removing goes on to its end once begun.
-	if err := e.discard(context.WithoutCancel(ctx), st); err != nil {
+	if err := e.destroy(context.WithoutCancel(ctx), st); err != nil {
 		return err
 	}
 	e.disown(c.id)

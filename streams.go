@@ -12,11 +12,14 @@ import (
 
 // streams connect the readers and writers of a spec with the descriptors of a process.
 type streams struct {
-	stdio  nsexec.Stdio
-	theirs []*os.File // given to the process; closed once it has them
-	ours   []*os.File // our ends of pipes, closed if the process never starts
-	input  *os.File   // our end of stdin, or nil
-	copies []func() error
+	stdio   nsexec.Stdio
+	theirs  []*os.File // given to the process; closed once it has them
+	ours    []*os.File // our ends of pipes, closed if the process never starts
+	input   *os.File   // our end of stdin, or nil
+	copies  []func() error
+	logEnds []*os.File // the guard's ends of pipes, see toLog
+
+	terminal *terminalReader // in place of pipes
 
 	output sync.WaitGroup // copies of output
 	mu     sync.Mutex
@@ -97,6 +100,60 @@ func (s *streams) writer(w io.Writer) (*os.File, error) {
 	return theirs, nil
 }
 
+// give makes f the process's input.
+func (s *streams) give(stdin *os.File) {
+	s.stdio.Stdin = stdin
+	s.theirs = append(s.theirs, stdin)
+}
+
+// toLog gives the process pipes to a guard that writes its log, and returns the guard's ends.
+func (s *streams) toLog(stdout, stderr bool) (out, errs *os.File, err error) {
+	pipe := func(wanted bool, stream **os.File) (*os.File, error) {
+		if !wanted {
+			return nil, nil
+		}
+		ours, theirs, err := os.Pipe()
+		if err != nil {
+			return nil, fmt.Errorf("make a pipe for the log: %w", err)
+		}
+		*stream = theirs
+		s.theirs, s.logEnds = append(s.theirs, theirs), append(s.logEnds, ours)
+		return ours, nil
+	}
+	if out, err = pipe(stdout, &s.stdio.Stdout); err != nil {
+		return nil, nil, err
+	}
+	errs, err = pipe(stderr, &s.stdio.Stderr)
+	return out, errs, err
+}
+
+// copyTerminal adds what goes through a terminal to what is copied.
+func (s *streams) copyTerminal(terminal *os.File, in io.Reader, out io.Writer) {
+	s.terminal = &terminalReader{f: terminal}
+	if out == nil {
+		out = io.Discard
+	}
+	s.output.Add(1)
+	s.copies = append(s.copies, func() error {
+		defer s.output.Done()
+		_, err := io.Copy(out, s.terminal)
+		if err != nil {
+			io.Copy(io.Discard, s.terminal) // a writer that fails must not block who writes
+		}
+		return err
+	})
+	if in == nil {
+		return
+	}
+	s.copies = append(s.copies, func() error {
+		// As in reader: an error of the other side is its own business, and nothing waits for this copy.
+		if _, err := io.Copy(struct{ io.Writer }{terminal}, in); err == nil {
+			terminal.Write([]byte{endOfInput})
+		}
+		return nil
+	})
+}
+
 // own gives the process's ends of our pipes to the user that it runs as, so that it may open /dev/stdout and the like
 // again. Files of the spec belong to whoever opened them.
 func (s *streams) own(uid, gid uint32) error {
@@ -134,6 +191,10 @@ func (s *streams) begin() {
 func (s *streams) end() error {
 	if s.input != nil {
 		s.input.Close()
+	}
+	if s.terminal != nil {
+		s.terminal.end()
+		defer s.terminal.f.Close()
 	}
 	s.output.Wait()
 	s.mu.Lock()

@@ -32,6 +32,9 @@ func (e *Engine) sweep(ctx context.Context) error {
 		return err
 	}
 	defer lockorder.Taken(lockorder.Sweep, "sweep.lock")()
+	if err := e.settleAll(ctx); err != nil {
+		return err
+	}
 	dead, err := deadOwners(e.ownersDir())
 	defer func() {
 		for _, o := range dead {
@@ -103,9 +106,11 @@ func (e *Engine) sweepContainers(ctx context.Context, dead []*owner, booted bool
 	if err != nil {
 		return err
 	}
+	past := &pastEvents{eng: e}
 	for _, entry := range entries {
-		if owner, _, ok := strings.Cut(strings.TrimPrefix(entry.Name(), "."), "."); ok && entry.Name()[0] == '.' {
+		if owner, id, ok := strings.Cut(strings.TrimPrefix(entry.Name(), "."), "."); ok && entry.Name()[0] == '.' {
 			if gone(owner) {
+				past.removed(ctx, id)
 				if err := os.RemoveAll(filepath.Join(e.containersDir(), entry.Name())); err != nil {
 					return err
 				}
@@ -113,7 +118,7 @@ func (e *Engine) sweepContainers(ctx context.Context, dead []*owner, booted bool
 			}
 			continue
 		}
-		if err := e.sweepContainer(ctx, entry.Name(), gone, booted); err != nil {
+		if err := e.sweepContainer(ctx, entry.Name(), gone, booted, past); err != nil {
 			return err
 		}
 	}
@@ -121,7 +126,7 @@ func (e *Engine) sweepContainers(ctx context.Context, dead []*owner, booted bool
 }
 
 // sweepContainer looks at one container. Others may be starting or removing it.
-func (e *Engine) sweepContainer(ctx context.Context, id string, gone func(owner string) bool, booted bool) error {
+func (e *Engine) sweepContainer(ctx context.Context, id string, gone func(owner string) bool, booted bool, past *pastEvents) error {
 	unreadable := func(err error) error {
 		switch {
 		case !validID(id):
@@ -129,6 +134,7 @@ func (e *Engine) sweepContainer(ctx context.Context, id string, gone func(owner 
 			// The power failed. The container's engine, whichever it was, is dead: those that live see whole files. The name
 			// goes in sweepOrphans.
 			e.log.Info("removing a container whose state did not survive a power failure", "id", id)
+			past.removed(ctx, id)
 			return e.discard(ctx, &containerState{ID: id})
 		case !errors.Is(err, fs.ErrNotExist): // else it has just been removed
 			e.log.Warn("a container's state cannot be read: see Engine.Check", "id", id, "error", err)
@@ -139,7 +145,7 @@ func (e *Engine) sweepContainer(ctx context.Context, id string, gone func(owner 
 	if err != nil {
 		return unreadable(err)
 	}
-	if st.Owner != "" && !gone(st.Owner) {
+	if st.Owner != "" && !gone(st.Owner) || e.derived(st).kept() {
 		return nil
 	}
 	c := &Container{eng: e, id: st.ID, name: st.Name}
@@ -151,15 +157,20 @@ func (e *Engine) sweepContainer(ctx context.Context, id string, gone func(owner 
 		return unreadable(err)
 	}
 	defer unlock()
-	if st.Owner != "" && !gone(st.Owner) {
+	if st.Owner != "" && !gone(st.Owner) || st.kept() {
 		return nil
 	}
-	if !e.whole(st) || st.Owner != "" && (st.Status == StatusRunning || st.Spec.AutoRemove) {
+	if st.unsettled() && e.whole(st) {
+		return c.settleLocked(ctx, st)
+	}
+	goes := !e.whole(st) || st.Owner != "" && (st.Status == StatusRunning || st.Spec.AutoRemove)
+	past.settle(ctx, st, !goes)
+	if goes {
 		e.log.Info("removing a container whose program was killed", "container", st.Name, "id", st.ID)
-		return e.discard(ctx, st)
+		return past.discard(ctx, st)
 	}
 	// Whoever was starting it, or noting its end, may have been killed before that was noted. Nobody is now: we hold the lock.
-	for _, name := range []string{"state.json.new", "config.json.new"} {
+	for _, name := range []string{"state.json.new", "config.json.new", "changes.json.new"} {
 		if err := os.Remove(filepath.Join(e.containerDir(id), name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
@@ -193,6 +204,10 @@ func (e *Engine) sweepOrphans(ctx context.Context) error {
 				return err
 			}
 			crashpoint.At("sweep: a name is gone")
+		} else if err == nil {
+			if err := e.sweepName(ctx, entry.Name(), id); err != nil {
+				return err
+			}
 		}
 	}
 	snapshots, err := e.store.Snapshots()

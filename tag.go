@@ -41,7 +41,11 @@ func (i *Image) tag(ctx context.Context, name string) error {
 	if !hasManifest(refs, i.desc.Digest) {
 		return fmt.Errorf("the image %s was removed: %w", i.desc.Digest, fs.ErrNotExist)
 	}
-	return e.store.Tag(ctx, ref.key(), i.desc)
+	if err := e.store.Tag(ctx, ref.key(), i.desc); err != nil {
+		return err
+	}
+	i.emit(ActionTag, ref.key())
+	return nil
 }
 
 // Untag takes a name from the image. Without any name the image is still there, under its id and digest, until it is
@@ -51,7 +55,9 @@ func (i *Image) Untag(ctx context.Context, ref string) error {
 	if err == nil {
 		var r Reference
 		if r, err = ParseReference(ref); err == nil {
-			err = i.eng.store.Untag(ctx, r.key(), i.desc.Digest)
+			if err = i.eng.store.Untag(ctx, r.key(), i.desc.Digest); err == nil {
+				i.emit(ActionUntag, r.key())
+			}
 		}
 	}
 	if err != nil {
@@ -86,16 +92,24 @@ func (i *Image) remove(ctx context.Context, opts *ImageRemoveOptions) error {
 	if err := e.use(); err != nil {
 		return err
 	}
+	removed := false
+	var names []string
 	_, err := e.collect(ctx, func(c *collection) error {
 		refs, err := c.store.List()
 		if err != nil {
 			return err
 		}
+		names = refNames(refs, i.desc.Digest, "")
 		users := c.users[i.ID()]
 		if hasManifest(refs, i.desc.Digest) && len(users) > 0 && (opts == nil || !opts.Force) {
 			return &InUseError{Kind: "container", Users: users}
 		}
-		return c.removeManifest(i.desc.Digest)
+		err = c.removeManifest(i.desc.Digest)
+		removed = err == nil
+		return err
 	})
+	if removed {
+		e.emitDeleted(string(i.ID()), names, i.config.Config.Labels)
+	}
 	return err
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
@@ -31,6 +32,9 @@ func (h *Hierarchy) Controllers() []string { return nil }
 
 // Mounts returns nil.
 func (h *Hierarchy) Mounts() []Mount { return nil }
+
+// KillsFrozen returns true.
+func (h *Hierarchy) KillsFrozen() bool { return true }
 
 // Names returns nil.
 func (h *Hierarchy) Names() ([]string, error) { return nil, nil }
@@ -75,6 +79,9 @@ func (g *Group) Procs() ([]int, error) { return nil, errors.ErrUnsupported }
 // Freeze returns an error that matches errors.ErrUnsupported.
 func (g *Group) Freeze(context.Context) error { return errors.ErrUnsupported }
 
+// Frozen returns an error that matches errors.ErrUnsupported.
+func (g *Group) Frozen() (bool, error) { return false, errors.ErrUnsupported }
+
 // Thaw returns an error that matches errors.ErrUnsupported.
 func (g *Group) Thaw(context.Context) error { return errors.ErrUnsupported }
 
@@ -83,6 +90,12 @@ func (g *Group) Kill(context.Context) error { return nil }
 
 // OOMKills returns an error that matches errors.ErrUnsupported.
 func (g *Group) OOMKills() (uint64, error) { return 0, errors.ErrUnsupported }
+
+// MemoryEvents returns nil.
+func (g *Group) MemoryEvents() (*os.File, error) { return nil, nil }
+
+// ParseOOMKills returns 0.
+func ParseOOMKills([]byte) uint64 { return 0 }
 
 // Remove does nothing.
 func (g *Group) Remove(context.Context) error { return nil }

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -390,18 +391,34 @@ func TestFreeze(t *testing.T) {
 	g := create(t, h, nil)
 	p := start(t, g, "spin")
 	p.line(t)
-	used := func() uint64 {
-		data, err := os.ReadFile("/proc/" + itoa(p.Process.Pid) + "/schedstat")
-		if err != nil {
-			t.Fatal(err)
+	// Of all threads: the one that spins need not be the first.
+	used := func() (sum uint64) {
+		threads, err := filepath.Glob("/proc/" + itoa(p.Process.Pid) + "/task/*/schedstat")
+		if err != nil || len(threads) == 0 {
+			t.Fatalf("the threads of the process: %q, %v", threads, err)
 		}
-		return parseFirst(string(data))
+		for _, path := range threads {
+			data, err := os.ReadFile(path)
+			if err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, fs.ErrNotExist) {
+				t.Fatal(err)
+			}
+			sum += parseFirst(string(data))
+		}
+		return sum
 	}
 	first := used()
 	eventually(t, "it runs", func() bool { return used() > first })
+	frozen := func(want bool) {
+		t.Helper()
+		if got, err := g.Frozen(); err != nil || got != want {
+			t.Errorf("frozen: %v, %v", got, err)
+		}
+	}
+	frozen(false)
 	if err := g.Freeze(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	frozen(true)
 	before := used()
 	for range 20 {
 		unix.Nanosleep(&unix.Timespec{Nsec: 1e6}, nil)
@@ -412,6 +429,7 @@ func TestFreeze(t *testing.T) {
 	if err := g.Thaw(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	frozen(false)
 	eventually(t, "it runs again", func() bool { return used() > before })
 	// Killing works on what is frozen.
 	if err := g.Freeze(t.Context()); err != nil {
@@ -420,6 +438,103 @@ func TestFreeze(t *testing.T) {
 	if err := g.Kill(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// TestFreezeFails: a freeze that does not come to its end leaves nothing frozen, and Frozen tells what is.
+func TestFreezeFails(t *testing.T) {
+	h := open(t)
+	if h.tree("") == nil && h.tree("freezer") == nil {
+		t.Skip("nothing can freeze here")
+	}
+	g := create(t, h, nil)
+	frozen := func(want bool) {
+		t.Helper()
+		if got, err := g.Frozen(); err != nil || got != want {
+			t.Errorf("frozen: %v, %v, want %v", got, err, want)
+		}
+	}
+	p := start(t, g, "spin")
+	p.line(t)
+	frozen(false)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for range 50 {
+		// It may be frozen before the context is looked at.
+		if err := g.Freeze(ctx); err == nil {
+			frozen(true)
+			if err := g.Thaw(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		} else if !errors.Is(err, context.Canceled) {
+			t.Fatal(err)
+		}
+		frozen(false)
+	}
+	if err := g.Freeze(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	frozen(true)
+	other, err := h.Load(g.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if is, err := other.Frozen(); err != nil || !is {
+		t.Errorf("frozen, asked elsewhere: %v, %v", is, err)
+	}
+	if err := g.Kill(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.Remove(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if is, err := g.Frozen(); err != nil || is {
+		t.Errorf("frozen, of a group that is gone: %v, %v", is, err)
+	}
+	if err := g.Freeze(t.Context()); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("freeze a group that is gone: %v", err)
+	}
+}
+
+// TestThawedMeanwhile: a freeze that somebody else undoes does not wait for ever. Processes that fork all the time keep it busy.
+func TestThawedMeanwhile(t *testing.T) {
+	h := open(t)
+	if h.tree("") == nil && h.tree("freezer") == nil {
+		t.Skip("nothing can freeze here")
+	}
+	g := create(t, h, nil)
+	p := start(t, g, "spin")
+	p.line(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	stop := make(chan struct{})
+	thawed := make(chan error, 1)
+	go func() {
+		for {
+			select {
+			case <-stop:
+				thawed <- nil
+				return
+			default:
+			}
+			if err := g.Thaw(ctx); err != nil {
+				thawed <- err
+				return
+			}
+		}
+	}()
+	lost := 0
+	for range 200 {
+		if err := g.Freeze(ctx); errors.Is(err, ErrThawed) {
+			lost++
+		} else if err != nil {
+			t.Fatal(err)
+		}
+	}
+	close(stop)
+	if err := <-thawed; err != nil {
+		t.Error(err)
+	}
+	t.Logf("%d of 200 freezes were undone", lost)
 }
 
 func parseFirst(s string) uint64 {

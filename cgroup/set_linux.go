@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Update changes the limits of the group while it runs. What r says nothing about stays as it is. If it fails, a part may
-// have been changed.
+// Update changes the limits of the group while it runs. What r says nothing about stays as it is. If it fails, the limits
+// are those from before; only device rules may have been changed in part.
 func (g *Group) Update(r *specs.LinuxResources) error {
 	if err := checkResources(r); err != nil {
 		return err
@@ -54,12 +54,18 @@ func (g *Group) set(r *specs.LinuxResources, create bool) error {
 		}
 	}
 	list := settings(r, swapFirst, g.h.legacy)
+	var done []undo
 	for i := range list {
-		if err := g.write(&list[i], create); err != nil {
+		if err := g.write(&list[i], create, &done); err != nil {
+			g.rollBack(done)
 			return err
 		}
 	}
-	return g.setDevices(r.Devices, create)
+	if err := g.setDevices(r.Devices, create); err != nil {
+		g.rollBack(done)
+		return err
+	}
+	return nil
 }
 
 // checkUpdate reports whether the limit of memory and swap is to be written before that of memory, which it must never
@@ -82,11 +88,12 @@ func (g *Group) checkUpdate(m *specs.LinuxMemory) (swapFirst bool, err error) {
 	if m.Swap == nil || !g.h.legacy("memory") {
 		return false, nil
 	}
-	return *m.Swap < 0 || uint64(*m.Swap) > now.number("memory", "memory.memsw.limit_in_bytes"), nil
+	limit := now.number("memory", "memory.memsw.limit_in_bytes") // 0: none, which nothing is above
+	return *m.Swap < 0 || limit > 0 && uint64(*m.Swap) > limit, nil
 }
 
-// write does one write.
-func (g *Group) write(s *setting, create bool) error {
+// write does one write, and adds to done what undoes it. A group that was just made is removed and needs none of that.
+func (g *Group) write(s *setting, create bool, done *[]undo) error {
 	if s.impossible != "" {
 		return &UnsupportedError{Feature: s.feature, File: s.file, Fix: s.impossible}
 	}
@@ -106,10 +113,22 @@ func (g *Group) write(s *setting, create bool) error {
 			value = first + " " + rest
 		}
 	}
-	err = writeAt(dir, g.name+"/"+file, value)
+	write := func() error {
+		var back undo
+		known := false
+		if !create {
+			back, known = g.undoOf(t, dir, file, value)
+		}
+		err := writeAt(dir, g.name+"/"+file, value)
+		if err == nil && known {
+			*done = append(*done, back)
+		}
+		return err
+	}
+	err = write()
 	if err == unix.ENOENT && s.orElse != "" {
 		file, value = s.orElse, s.orElseValue
-		err = writeAt(dir, g.name+"/"+file, value)
+		err = write()
 	}
 	if err == nil {
 		return nil

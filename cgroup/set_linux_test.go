@@ -98,6 +98,9 @@ func TestUpdate(t *testing.T) {
 	if s, err := g.Stats(); err != nil || s.Memory.Limit != 0 || s.Memory.SwapLimit != 0 {
 		t.Errorf("after that the limit is %+v, %v", s.Memory, err)
 	}
+	if err := g.Update(resources(t, Limits{Memory: 64 << 20})); err != nil {
+		t.Errorf("a limit after that: %v", err)
+	}
 	if err := g.Update(resources(t, Limits{CPUPeriod: 50000})); err != nil {
 		t.Fatal(err)
 	}
@@ -114,6 +117,54 @@ func TestUpdate(t *testing.T) {
 	err := g.Update(&specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: new(int64(4096)), CheckBeforeUpdate: new(true)}})
 	if !errors.Is(err, unix.EBUSY) {
 		t.Errorf("less memory than is in use: %v", err)
+	}
+}
+
+// TestUpdateFails: a value that the kernel refuses leaves all limits as they were, those too that were written before it.
+func TestUpdateFails(t *testing.T) {
+	h := open(t)
+	for _, c := range []string{"memory", "cpu", "cpuset"} {
+		needs(t, h, c)
+	}
+	g := create(t, h, resources(t, Limits{Memory: 64 << 20, CPUQuota: 20000, CPUSetCPUs: "0", CPUShares: 512, PIDs: 10}))
+	limits := func() string {
+		return strings.Join([]string{
+			g.testRead(t, "memory", "memory.limit_in_bytes", "memory.max"), g.testRead(t, "cpu", "cpu.cfs_quota_us", "cpu.max"),
+			g.testRead(t, "cpu", "cpu.shares", "cpu.weight"), g.testRead(t, "cpuset", "cpuset.cpus", "cpuset.cpus"),
+		}, " ")
+	}
+	before := limits()
+	for _, change := range []Limits{
+		{Memory: 128 << 20, CPUQuota: 30000, CPUShares: 100, CPUSetCPUs: "4000", PIDs: 20},
+		{Memory: 32 << 20, CPUPeriod: 50000, CPUSetCPUs: "4000"},
+	} {
+		err := g.Update(resources(t, change))
+		var le *LimitError
+		if !errors.As(err, &le) || le.Feature != "cpuset" {
+			t.Fatalf("processors that there are not: %v", err)
+		}
+		if after := limits(); after != before {
+			t.Errorf("limits were %s, and are %s", before, after)
+		}
+	}
+	if err := g.Update(resources(t, Limits{Memory: 128 << 20})); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestKeyedLine(t *testing.T) {
+	for _, test := range []struct{ file, data, key, want string }{
+		{"io.max", "8:0 rbps=1 wbps=max riops=max wiops=max\n8:16 rbps=2 wbps=max riops=max wiops=max\n", "8:16", "8:16 rbps=2 wbps=max riops=max wiops=max"},
+		{"io.max", "8:0 rbps=1 wbps=max riops=max wiops=max\n", "8:1", "8:1 rbps=max wbps=max riops=max wiops=max"},
+		{"blkio.throttle.read_bps_device", "8:0 100\n", "8:0", "8:0 100"},
+		{"blkio.throttle.read_bps_device", "", "8:0", "8:0 0"},
+		{"io.weight", "default 100\n8:0 50\n", "default", "default 100"},
+		{"io.weight", "default 100\n", "8:0", "8:0 default"},
+		{"blkio.weight_device", "", "8:0", "8:0 0"},
+	} {
+		if got := keyedLine(test.data, test.file, test.key); got != test.want {
+			t.Errorf("%s of %q: %q, want %q", test.file, test.data, got, test.want)
+		}
 	}
 }
 

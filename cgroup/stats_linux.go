@@ -3,6 +3,7 @@ package cgroup
 import (
 	"bytes"
 	"fmt"
+	"io"
 	"io/fs"
 	"math"
 	"os"
@@ -21,24 +22,44 @@ func (g *Group) OOMKills() (uint64, error) {
 	if g.none {
 		return 0, nil
 	}
+	f, err := g.MemoryEvents()
+	if err != nil || f == nil {
+		return 0, err
+	}
+	defer f.Close()
+	var b [1024]byte
+	n, err := f.ReadAt(b[:], 0)
+	if err != nil && err != io.EOF {
+		return 0, fmt.Errorf("cgroup: count OOM kills: %w", err)
+	}
+	return ParseOOMKills(b[:n]), nil
+}
+
+// MemoryEvents opens the file that counts what happened to the group for want of memory: memory.events, or
+// memory.oom_control in version 1. It is nil where memory is not accounted. [ParseOOMKills] understands it.
+func (g *Group) MemoryEvents() (*os.File, error) {
 	t := g.h.tree("memory")
-	if t == nil {
-		return 0, nil
+	if t == nil || g.none {
+		return nil, nil
 	}
 	dir, err := t.dir()
 	if err != nil {
-		return 0, nil
+		return nil, nil
 	}
-	file := "memory.events"
+	file := g.name + "/memory.events"
 	if !t.v2 {
-		file = "memory.oom_control"
+		file = g.name + "/memory.oom_control"
 	}
-	data, err := readAt(dir, g.name+"/"+file)
+	name := path.Join(t.where(), file)
+	fd, err := retryOpen(dir, file, unix.O_RDONLY)
 	if err != nil {
-		return 0, fmt.Errorf("cgroup: count OOM kills: %w", &fs.PathError{Op: "read", Path: path.Join(t.where(), g.name, file), Err: err})
+		return nil, fmt.Errorf("cgroup: count OOM kills: %w", &fs.PathError{Op: "open", Path: name, Err: err})
 	}
-	return field(data, "oom_kill"), nil
+	return os.NewFile(uintptr(fd), name), nil
 }
+
+// ParseOOMKills returns how many processes were killed for want of memory, by what [Group.MemoryEvents] contained.
+func ParseOOMKills(events []byte) uint64 { return field(events, "oom_kill") }
 
 // field returns the number after a name at the beginning of a line, or 0.
 func field(data []byte, name string) uint64 {

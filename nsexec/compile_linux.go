@@ -25,6 +25,18 @@ type Options struct {
 	// CgroupKill is the group's cgroup.kill, open for writing. A container that shares the pid namespace of the host
 	// or of another container is ended by it.
 	CgroupKill *os.File
+	// Init puts an init in front of the program: the container's first process executes the program in a child, forwards
+	// signals to it and reaps what nobody waits for. It exits with the program's code, or with 128 and the number of the
+	// signal that ended it. It is subject to the seccomp filter: one that forbids clone makes the start fail, one that
+	// forbids rt_sigtimedwait makes it forward nothing.
+	Init bool
+
+	// Log makes the guard write what the program writes to its streams into files.
+	Log *Log
+	// Keeper makes the guard, and with it the program, outlive the importing program: see [Launcher.StartDetached].
+	Keeper *Keeper
+	// Input makes the guard take messages.
+	Input *Input
 }
 
 // Compile turns a runtime spec into a program that [Launcher.Start] runs. The spec is read and not kept.
@@ -46,7 +58,7 @@ func Compile(spec *specs.Spec, opts *Options) (*Program, error) {
 	}
 	c := &compiler{spec: spec, opts: opts, Plan: &Plan{}}
 	c.prog = &Program{Plan: c.Plan}
-	c.reserve()
+	c.reserve(640)
 	c.check()
 	if c.bad == nil {
 		c.guard(c.payload)
@@ -79,6 +91,8 @@ type compiler struct {
 	devices    []device
 	caps       capabilities
 	filter     *filter // the seccomp profile, compiled
+	compiled   bool    // filter was there before
+	traceable  bool    // the container that is joined has CAP_SYS_PTRACE
 	crowded    bool    // so much is opened that descriptors have to be closed on the way
 
 	// Where the plan keeps what later steps need.
@@ -101,10 +115,10 @@ type compiler struct {
 }
 
 // reserve makes room for a usual plan at once.
-func (c *compiler) reserve() {
-	c.steps = make([]step, 0, 640)
-	c.data = make([]byte, 0, 16<<10)
-	c.labels = make([]int, 0, 192)
+func (c *compiler) reserve(steps int) {
+	c.steps = make([]step, 0, steps)
+	c.data = make([]byte, 0, 24*steps)
+	c.labels = make([]int, 0, steps/3)
 }
 
 // temp is a slot for a value that is not needed for longer than the steps of one mount, device or file. All of a name

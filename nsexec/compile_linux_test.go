@@ -85,6 +85,10 @@ func TestGolden(t *testing.T) {
 			}
 			s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = []string{"/secret"}, []string{"/etc"}
 		}},
+		{"init", func(s *specs.Spec) {
+			s.Mounts, s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = nil, nil, nil
+			s.Process.OOMScoreAdj = nil
+		}},
 		{"sysctl", func(s *specs.Spec) {
 			s.Mounts, s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = nil, nil, nil
 			s.Linux.Sysctl = map[string]string{"net.ipv4.ip_forward": "1", "kernel.shmmax": "4096", "net/ipv4/conf/eth0.1/forwarding": "1"}
@@ -94,6 +98,11 @@ func TestGolden(t *testing.T) {
 			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.TimeNamespace})
 			s.Linux.TimeOffsets = map[string]specs.LinuxTimeOffset{"monotonic": {Secs: 5}, "boottime": {Secs: -7, Nanosecs: 1}}
 		}},
+		{"terminal", func(s *specs.Spec) {
+			s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = []string{"/proc/kcore"}, nil
+			s.Process.Terminal, s.Process.ConsoleSize = true, &specs.Box{Height: 24, Width: 80}
+			s.Process.User = specs.User{UID: 1000, GID: 1000}
+		}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			s := portable()
@@ -101,26 +110,84 @@ func TestGolden(t *testing.T) {
 			if test.name == "userns" && os.Geteuid() != 0 {
 				requireRoot(t)
 			}
-			prog, err := Compile(s, nil)
+			var opts *Options
+			if test.name == "init" {
+				opts = &Options{Init: true}
+			}
+			prog, err := Compile(s, opts)
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer prog.Close()
-			got := prog.Plan.String()
-			path := filepath.Join("testdata", test.name+".golden")
-			if *update {
-				if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
-					t.Fatal(err)
-				}
+			golden(t, test.name, prog)
+		})
+	}
+}
+
+// TestGoldenJoin compares the listings of plans that join a container: read join.golden first.
+func TestGoldenJoin(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		change func(*specs.Spec)
+		opts   Options
+	}{
+		{"join", func(*specs.Spec) {}, Options{}},
+		{"join-traceable", traceableSpec, Options{Tasks: []*os.File{named(t, "/sys/fs/cgroup/pids/box/tasks")}}},
+		{"join-all", func(s *specs.Spec) {
+			s.Process.User = specs.User{UID: 1000, GID: 1000, AdditionalGids: []uint32{4, 5}}
+			s.Process.Cwd = "/home/user"
+			s.Process.Args = []string{"program", "argument"}
+			s.Process.Terminal, s.Process.ConsoleSize = true, &specs.Box{Height: 24, Width: 80}
+			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})
+			s.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActErrno, Syscalls: []specs.LinuxSyscall{{Names: []string{"read"}, Action: specs.ActAllow}}}
+		}, Options{Cgroup: named(t, "cgroup"), Tasks: []*os.File{named(t, "/sys/fs/cgroup/pids/box/tasks")}}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			s := portable()
+			test.change(s)
+			if test.name == "join-traceable" {
+				s.Linux.Seccomp = nil
 			}
-			want, err := os.ReadFile(path)
+			target := &Target{spec: specs.Spec{Linux: s.Linux}, opts: test.opts, pidfd: named(t, "pidfd"), traceable: traceable(s)}
+			if err := target.prepare(); err != nil {
+				t.Fatal(err)
+			}
+			prog, err := target.Compile(s.Process)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got != string(want) {
-				t.Errorf("the plan differs from %s (see it with git diff after go test -update):\n%s", path, firstDifference(got, string(want)))
-			}
+			golden(t, test.name, prog)
 		})
+	}
+}
+
+// named is an open file with a name of its own.
+func named(t *testing.T, name string) *os.File {
+	fd, err := unix.Open(os.DevNull, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := os.NewFile(uintptr(fd), name)
+	t.Cleanup(func() { f.Close() })
+	return f
+}
+
+// golden compares the listing of a plan with the file of the name.
+func golden(t *testing.T, name string, prog *Program) {
+	t.Helper()
+	got := prog.Plan.String()
+	path := filepath.Join("testdata", name+".golden")
+	if *update {
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != string(want) {
+		t.Errorf("the plan differs from %s (see it with git diff after go test -update):\n%s", path, firstDifference(got, string(want)))
 	}
 }
 
@@ -276,7 +343,9 @@ func TestSpecErrors(t *testing.T) {
 		{"long hostname", "hostname", false, func(s *specs.Spec) { s.Hostname = strings.Repeat("x", 65) }},
 		{"domainname without uts", "domainname", false, without("uts", func(s *specs.Spec) { s.Domainname = "x" })},
 
-		{"terminal", "process.terminal", true, func(s *specs.Spec) { s.Process.Terminal = true }},
+		{"console size", "process.consoleSize", false, func(s *specs.Spec) {
+			s.Process.Terminal, s.Process.ConsoleSize = true, &specs.Box{Height: 1 << 16}
+		}},
 		{"no args", "process.args", false, func(s *specs.Spec) { s.Process.Args = nil }},
 		{"empty program", "process.args", false, func(s *specs.Spec) { s.Process.Args = []string{""} }},
 		{"NUL in args", "process.args[1]", false, func(s *specs.Spec) { s.Process.Args = []string{"a", "b\x00c"} }},
@@ -424,6 +493,13 @@ func FuzzCompile(f *testing.F) {
 		var s specs.Spec
 		if json.Unmarshal(b, &s) != nil {
 			return
+		}
+		if target := (&Target{spec: specs.Spec{Linux: s.Linux}, pidfd: os.Stdin}); s.Linux != nil && target.prepare() == nil {
+			if prog, err := target.Compile(s.Process); err == nil {
+				if _, err := prog.Plan.ELF(); err != nil {
+					t.Fatal(err)
+				}
+			}
 		}
 		prog, err := Compile(&s, nil)
 		if err != nil {

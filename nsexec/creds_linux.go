@@ -86,6 +86,7 @@ func (c *compiler) setCredentials() {
 		// The kernel has set it to fs.suid_dumpable, which may let others of the same user look in.
 		c.Syscall("stay undumpable", unix.SYS_PRCTL, Const(unix.PR_SET_DUMPABLE).As("PR_SET_DUMPABLE"), Const(0))
 	}
+	c.dieWithJoiner()
 	c.changeDirectoryAgain()
 	if early {
 		if p.User.UID != 0 {

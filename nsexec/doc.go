@@ -25,6 +25,16 @@
 // container's program. If the guard dies, by whatever cause, the kernel ends everything in the container. What goes
 // between the three is drawn in guard_linux.go.
 //
+// # Joining
+//
+// A [Target] is a running container made ready for more processes: [Target.Compile] makes programs that start in its
+// namespaces and cgroups, with the rights that their process asks for. See join_linux.go.
+//
+// # Terminals
+//
+// A process whose spec asks for a terminal gets one of the container's own devpts, and the program gets the other end:
+// [Process.Terminal]. A container's first process also finds it as /dev/console.
+//
 // # Errors
 //
 // [Compile] returns a [*SpecError] that names the field of the spec. Start returns a [*StepError] that names the step and
@@ -33,6 +43,6 @@
 //
 // # Standards
 //
-// The spec is that of github.com/opencontainers/runtime-spec, version 1.3. Hooks, terminals and cgroups are the business
-// of whoever calls: cgroups are joined through files in [Options].
+// The spec is that of github.com/opencontainers/runtime-spec, version 1.3. Hooks and cgroups are the business of whoever
+// calls: cgroups are joined through files in [Options].
 package nsexec

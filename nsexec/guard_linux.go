@@ -18,6 +18,19 @@ import (
 //
 // When the program dies, the kernel kills the guard (death signal), and with it everything in its pid namespace.
 //
+// A guard with a log does not just wait: see keeper_linux.go. Neither does a keeper, the guard of a detached container,
+// which is cloned once more so that it is nobody's child, has no death signal, and waits for the program to say that it
+// has noted the container.
+//
+//	program                    first process              keeper                     payload
+//	  fork, exec of the plan --> clone3 ------------------> own cgroup
+//	  <- report: pidfd --------- exit                       clone3 ------------------> set-up steps
+//	  <- report: pidfd ------------------------------------ reads report
+//	  reads status: READY, EOF                                                         execve
+//	  notes it; report: "C" ------------------------------> loop: output -> log
+//	                                                        wait4 <------------------- exit
+//	                                                        exit record, exit
+//
 // Where the container does not get a pid namespace of its own, the guard is an ordinary process that watches the report
 // socket: when the program's end closes, it writes cgroup.kill and kills the payload.
 
@@ -27,6 +40,7 @@ const statusReady = 1 << 32
 // Sizes of what goes over status and report.
 const (
 	statusSize = 16 // result of the failing call and number of the step, or 0 and statusReady
+	reportSize = 16 // "P", pid
 	rusageSize = 144
 	exitSize   = 8 + rusageSize // wait status, struct rusage
 )
@@ -35,8 +49,11 @@ const (
 func (c *compiler) guard(payload func()) {
 	nested := c.ownPIDNamespace()
 	c.prog.nested = nested
+	c.prog.detached = c.opts.Keeper != nil
 	// What the guard keeps comes first, so that it can close all the rest at once.
 	c.prog.report = c.file("report", nil)
+	var files keepFiles
+	files.inherit(c)
 	if !nested && c.opts.CgroupKill != nil {
 		c.prog.kill = c.file("cgroup.kill", c.opts.CgroupKill)
 	}
@@ -48,7 +65,10 @@ func (c *compiler) guard(payload func()) {
 	child, failed := c.NewLabel(), c.NewLabel()
 	c.FailTo(failed)
 	c.hygiene()
-	if nested {
+	switch {
+	case c.prog.detached:
+		c.detach()
+	case nested:
 		c.dieWithParent()
 	}
 	c.joinBeforeClone()
@@ -57,7 +77,7 @@ func (c *compiler) guard(payload func()) {
 	c.clone(pid, pidfd)
 	c.Branch(pid.Value(), Equal, Const(0), child)
 
-	c.supervise(pid, pidfd, nested)
+	c.supervise(pid, pidfd, files)
 
 	c.Place(child)
 	c.FailTo(failed)
@@ -112,48 +132,77 @@ func (c *compiler) send(label string, data Arg, n int) StepRef {
 	return c.Syscall(label, unix.SYS_SENDTO, c.prog.report, data, Int(n), Const(unix.MSG_NOSIGNAL).As("MSG_NOSIGNAL"), Const(0), Const(0))
 }
 
+const wordsOfCloneArgs = 11 // of struct clone_args, clone3(2)
+
 // clone creates the payload.
 func (c *compiler) clone(pid, pidfd Slot) {
-	flags, cgroup := c.cloneFlags()|unix.CLONE_PIDFD, Const(0)
+	c.cloneWith("create the container's process", c.cloneFlags()|unix.CLONE_PIDFD, pid, pidfd)
+}
+
+func (c *compiler) cloneWith(label string, flags uint64, pid, pidfd Slot) {
+	cgroup := Const(0)
 	if c.opts.Cgroup != nil {
 		flags |= unix.CLONE_INTO_CGROUP
 		cgroup = c.file("cgroup", c.opts.Cgroup)
 	}
-	const wordsOfCloneArgs = 11
 	args := c.Words(
 		Const(flags), pidfd.Addr(), Const(0), Const(0), Const(uint64(unix.SIGCHLD)),
 		Const(0), Const(0), Const(0), Const(0), Const(0), cgroup,
 	).As("{" + cloneFlagNames(flags) + "}")
-	c.Syscall("create the container's process", unix.SYS_CLONE3, args, Const(8*wordsOfCloneArgs)).Into(pid)
+	c.Syscall(label, unix.SYS_CLONE3, args, Const(8*wordsOfCloneArgs)).Into(pid)
 }
 
-// supervise is what the guard does from the clone on: report the payload's pidfd, wait, report how it ended.
-func (c *compiler) supervise(pid, pidfd Slot, nested bool) {
+// supervise is what the guard does from the clone on: report the payload's pidfd, keep its output if it has to, wait,
+// report how it ended.
+func (c *compiler) supervise(pid, pidfd Slot, files keepFiles) {
+	nested, loops := c.prog.nested, c.opts.loops()
 	died := c.NewLabel()
 	c.FailTo(died)
-
-	// SCM_RIGHTS, unix(7): one byte of data and one descriptor.
-	iov := c.Words(c.Str("P"), Const(1))
-	control := c.Words(Const(20), Const(unix.SOL_SOCKET|unix.SCM_RIGHTS<<32), Const(0))
-	message := c.Words(Const(0), Const(0), iov, Const(1), control, Const(24), Const(0)).As("{SCM_RIGHTS: pidfd}")
-	c.Store(4, control, Const(16), pidfd.Value())
-	c.Syscall("report the container's process", unix.SYS_SENDMSG, c.prog.report, message, Const(unix.MSG_NOSIGNAL).As("MSG_NOSIGNAL"))
-
-	if nested {
+	data, size := c.Str("P"), 1
+	if c.prog.joins {
+		// With the pid behind it: a short command has ended before the program can find it out.
+		data, size = c.Bytes(append([]byte("P"), make([]byte, reportSize-1)...)), reportSize
+		c.Store(8, data, Const(reportSize-8), pid.Value())
+	}
+	report := c.sendFile("report the container's process", c.prog.report, data, size, pidfd)
+	lost, wait := c.NewLabel(), c.NewLabel()
+	if !nested {
+		report.Else(lost)
+	}
+	if nested && !loops {
 		c.Syscall("close all but the report", unix.SYS_CLOSE_RANGE, c.prog.status, Const(maxFD), Const(0))
 	} else {
 		c.Syscall("keep the pidfd, close the status", unix.SYS_DUP3, pidfd.Value(), c.prog.status, Const(unix.O_CLOEXEC).As("O_CLOEXEC"))
 		c.Syscall("close what the guard does not need", unix.SYS_CLOSE_RANGE, c.prog.status.Plus(1), Const(maxFD), Const(0))
 	}
 	c.Syscall("close the standard streams", unix.SYS_CLOSE_RANGE, Const(0), Const(2), Const(0))
-	if !nested {
+	if c.prog.detached {
+		c.awaitRelease(c.prog.status)
+	}
+	var k *keeping
+	switch {
+	case loops:
+		k = c.keep(files, c.prog.status)
+	case !nested:
 		c.awaitEnd(c.prog.status)
 	}
+	c.Place(wait)
 	exit := c.Zeroed(exitSize)
 	c.Syscall("wait for the container's process", unix.SYS_WAIT4, pid.Value(), exit, Const(unix.WALL).As("__WALL"), exit.Plus(8))
-	c.send("report how it ended", exit, exitSize).Ignore()
+	if c.prog.detached {
+		k.leaveRecord(exit)
+	} else {
+		c.send("report how it ended", exit, exitSize).Ignore()
+	}
 	c.Place(died)
 	c.Syscall("exit", unix.SYS_EXIT_GROUP, Const(0)).Ignore()
+	if !nested {
+		// The program has ended or given up. What is not in the guard's pid namespace does not end with the guard, and a
+		// zombie that is left to the host's init could hold up the end of the container that it is in.
+		c.Place(lost)
+		c.Syscall("kill the process that nobody wants", unix.SYS_PIDFD_SEND_SIGNAL, pidfd.Value(), Const(uint64(unix.SIGKILL)).As("SIGKILL"), Const(0), Const(0)).Ignore()
+		c.Jump(wait)
+	}
 }
 
 // awaitEnd waits until the payload ends or the program does, and then ends the rest of the container.
@@ -162,10 +211,7 @@ func (c *compiler) awaitEnd(pidfd Arg) {
 	const pollIn = unix.POLLIN << 32
 	fds := c.Words(Const(pidfd.value|pollIn), Const(c.prog.report.value)).As("{pidfd: POLLIN, report: POLLHUP}")
 	c.Syscall("wait for the container or the program to end", unix.SYS_PPOLL, fds, Const(2), Const(0), Const(0), Const(8)).Ignore()
-	if c.opts.CgroupKill != nil {
-		c.Syscall("kill what is left in the cgroup", unix.SYS_WRITE, c.prog.kill, c.Str("1"), Const(1)).Ignore()
-	}
-	c.Syscall("kill the container's process", unix.SYS_PIDFD_SEND_SIGNAL, pidfd, Const(uint64(unix.SIGKILL)).As("SIGKILL"), Const(0), Const(0)).Ignore()
+	c.killPayload(pidfd)
 }
 
 // awaitMappings makes the payload wait until the program has written the mappings of its user namespace.

@@ -1,6 +1,7 @@
 package nsexec
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"debug/elf"
@@ -11,6 +12,7 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -37,7 +39,7 @@ func TestMain(m *testing.M) {
 	flag.Parse()
 	if skip := flag.Lookup("test.skip"); os.Geteuid() != 0 && skip != nil && skip.Value.String() == "" {
 		fmt.Println("examples that start processes are skipped: they need root")
-		flag.Set("test.skip", "^Example(|Launcher|Process|StepError|Stdio)$")
+		flag.Set("test.skip", "^Example(|Launcher|Process|StepError|Stdio|Target|TargetOptions|Process_Terminal|Keeper|Detached)$")
 	}
 	before := hostState()
 	code := m.Run()
@@ -231,8 +233,98 @@ func insideCommand(args []string) int {
 		err = tryCommand(args[1:], &out)
 		fmt.Println(strings.Join(args[1:], " ")+":", err)
 		err = nil
+	case "tty":
+		for fd := range 3 {
+			link, _ := os.Readlink("/proc/self/fd/" + strconv.Itoa(fd))
+			size, err := unix.IoctlGetWinsize(fd, unix.TIOCGWINSZ)
+			if err != nil {
+				fmt.Println(fd, link, err)
+				continue
+			}
+			fmt.Println(fd, link, size.Row, size.Col)
+		}
+		group, err := unix.IoctlGetInt(0, unix.TIOCGPGRP)
+		f, open := os.OpenFile("/dev/tty", os.O_RDWR, 0)
+		f.Close()
+		fmt.Println("foreground", group == unix.Getpgrp(), err, "dev/tty", open)
 	case "echo":
 		fmt.Println(strings.Join(args[1:], " "))
+	case "kill": // kill PID SIGNAL
+		pid, _ := strconv.Atoi(arg(1))
+		sig, _ := strconv.Atoi(arg(2))
+		err = syscall.Kill(pid, syscall.Signal(sig))
+		time.Sleep(100 * time.Millisecond)
+	case "signals": // exits with the number of the first signal
+		c := make(chan os.Signal, 8)
+		signal.Notify(c)
+		fmt.Println("ready")
+		for sig := range c {
+			if sig != syscall.SIGURG {
+				return int(sig.(syscall.Signal))
+			}
+		}
+	case "orphans": // orphans N: leaves N grandchildren that end at once, and says how many of them are not reaped
+		n, _ := strconv.Atoi(arg(1))
+		attr := &syscall.ProcAttr{Files: []uintptr{0, 1, 2}, Sys: &syscall.SysProcAttr{}}
+		if arg(2) == "leave" {
+			for range n {
+				if _, err := syscall.ForkExec("/proc/self/exe", []string{os.Args[0], "exit", "3"}, attr); err != nil {
+					return 1
+				}
+			}
+			return 0
+		}
+		var pid int
+		if pid, err = syscall.ForkExec("/proc/self/exe", []string{os.Args[0], "orphans", arg(1), "leave"}, attr); err != nil {
+			break
+		}
+		syscall.Wait4(pid, nil, 0, nil)
+		left := -1
+		for end := time.Now().Add(5 * time.Second); left != 0 && time.Now().Before(end); time.Sleep(time.Millisecond) {
+			left = 0
+			entries, _ := os.ReadDir("/proc")
+			for _, e := range entries {
+				if b, err := os.ReadFile("/proc/" + e.Name() + "/stat"); err == nil && bytes.Contains(b, []byte(") Z ")) {
+					left++
+				}
+			}
+		}
+		fmt.Println(left)
+	case "errs":
+		fmt.Fprintln(os.Stderr, strings.Join(args[1:], " "))
+	case "flood": // flood BYTES: a pattern that repeats after 251 bytes
+		n, _ := strconv.Atoi(arg(1))
+		b := make([]byte, n)
+		for i := range b {
+			b[i] = byte(i % 251)
+		}
+		_, err = os.Stdout.Write(b)
+	case "lines": // lines N: numbered lines, each written by itself
+		n, _ := strconv.Atoi(arg(1))
+		for i := range n {
+			fmt.Printf("line %d\n", i)
+		}
+	case "typist": // says the terminal's size, then the first line with the size of then, and what it read in all
+		size := func() string {
+			w, err := unix.IoctlGetWinsize(0, unix.TIOCGWINSZ)
+			if err != nil {
+				return err.Error()
+			}
+			return fmt.Sprintf("size %d %d", w.Row, w.Col)
+		}
+		fmt.Println(size())
+		n := 0
+		for r := bufio.NewReader(os.Stdin); ; {
+			line, err := r.ReadString('\n')
+			if n == 0 {
+				fmt.Printf("%s, read %q\n", size(), line)
+			}
+			n += len(line)
+			if err != nil {
+				fmt.Printf("end: %d bytes\n", n)
+				return 0
+			}
+		}
 	case "wait":
 		_, err = io.Copy(io.Discard, os.Stdin)
 	default:

@@ -177,8 +177,16 @@ func syscallName(nr uintptr) string {
 		return "capset"
 	case unix.SYS_CHDIR:
 		return "chdir"
+	case unix.SYS_FSTATFS:
+		return "fstatfs"
 	case unix.SYS_CHROOT:
 		return "chroot"
+	case unix.SYS_MADVISE:
+		return "madvise"
+	case unix.SYS_MMAP:
+		return "mmap"
+	case unix.SYS_CLONE:
+		return "clone"
 	case unix.SYS_CLONE3:
 		return "clone3"
 	case unix.SYS_CLOSE:
@@ -217,6 +225,8 @@ func syscallName(nr uintptr) string {
 		return "ioprio_set"
 	case unix.SYS_KEYCTL:
 		return "keyctl"
+	case unix.SYS_KILL:
+		return "kill"
 	case unix.SYS_MKDIRAT:
 		return "mkdirat"
 	case unix.SYS_MKNODAT:
@@ -235,6 +245,8 @@ func syscallName(nr uintptr) string {
 		return "open_tree"
 	case unix.SYS_PERSONALITY:
 		return "personality"
+	case unix.SYS_PIDFD_OPEN:
+		return "pidfd_open"
 	case unix.SYS_PIDFD_SEND_SIGNAL:
 		return "pidfd_send_signal"
 	case unix.SYS_PIPE2:
@@ -253,6 +265,8 @@ func syscallName(nr uintptr) string {
 		return "rt_sigaction"
 	case unix.SYS_RT_SIGPROCMASK:
 		return "rt_sigprocmask"
+	case unix.SYS_RT_SIGTIMEDWAIT:
+		return "rt_sigtimedwait"
 	case unix.SYS_SCHED_SETATTR:
 		return "sched_setattr"
 	case unix.SYS_SECCOMP:
@@ -271,6 +285,8 @@ func syscallName(nr uintptr) string {
 		return "sethostname"
 	case unix.SYS_SETNS:
 		return "setns"
+	case unix.SYS_SETPGID:
+		return "setpgid"
 	case unix.SYS_SETPRIORITY:
 		return "setpriority"
 	case unix.SYS_SETRESGID:

@@ -23,11 +23,13 @@ func (c *compiler) payload() {
 	c.attachRoot()
 	c.mountAll()
 	c.otherDevices()
+	c.startTerminal()
 	c.needProc()
 	c.setSysctls()
 	c.readonlyPaths()
 	c.maskPaths()
-	c.tune()
+	c.tuneProc()
+	c.tuneSelf()
 	c.enterRoot()
 
 	c.changeDirectory()
@@ -122,8 +124,7 @@ func (c *compiler) loopback() {
 // needProc makes a procfs that nobody else sees, if the plan has to write to /proc and the container has none of the
 // right kind. Writes through it cannot be redirected by what an image or another container mounted (CVE-2025-52881).
 func (c *compiler) needProc() {
-	p := c.spec.Process
-	if c.haveProc || len(c.spec.Linux.Sysctl) == 0 && p.OOMScoreAdj == nil && p.ApparmorProfile == "" && p.SelinuxLabel == "" {
+	if c.haveProc || len(c.spec.Linux.Sysctl) == 0 && !c.tunesThroughProc() {
 		return
 	}
 	fs := c.temp("fs")
@@ -239,10 +240,16 @@ func (c *compiler) setSysctls() {
 	}
 }
 
-// tune emits what a process may set for itself only while it is privileged or has the procfs open.
-func (c *compiler) tune() {
+// tunesThroughProc says whether a process has to write to its own files in /proc.
+func (c *compiler) tunesThroughProc() bool {
 	p := c.spec.Process
-	self := c.haveProc && c.inUserNamespace() && (p.OOMScoreAdj != nil || p.ApparmorProfile != "" || p.SelinuxLabel != "")
+	return p.OOMScoreAdj != nil || p.ApparmorProfile != "" || p.SelinuxLabel != ""
+}
+
+// tuneProc emits what a process sets for itself in /proc.
+func (c *compiler) tuneProc() {
+	p := c.spec.Process
+	self := c.haveProc && c.inUserNamespace() && !c.prog.joins && c.tunesThroughProc()
 	if self {
 		// The files in /proc/self of an undumpable process belong to the host's root. There is nobody else in a new
 		// user namespace who could use the moment.
@@ -256,6 +263,10 @@ func (c *compiler) tune() {
 	if self {
 		c.Syscall("become undumpable again", unix.SYS_PRCTL, Const(unix.PR_SET_DUMPABLE).As("PR_SET_DUMPABLE"), Const(0))
 	}
+}
+
+// tuneSelf emits what a process may set for itself only while it is privileged.
+func (c *compiler) tuneSelf() {
 	if d := c.spec.Linux.Personality; d != nil {
 		domain := Const(0).As("PER_LINUX")
 		if d.Domain == specs.PerLinux32 {

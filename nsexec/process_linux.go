@@ -1,7 +1,6 @@
 package nsexec
 
 import (
-	"bufio"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -26,6 +25,27 @@ import (
 // An error is a *StepError or an *ExecError where a step of the plan failed, and nothing is left behind then.
 // Cancelling ctx while Start waits kills what was started.
 func (l *Launcher) Start(ctx context.Context, prog *Program, stdio *Stdio) (*Process, error) {
+	if prog.detached {
+		return nil, errors.New("nsexec: a program with a keeper is started by StartDetached")
+	}
+	p, err := l.launch(ctx, prog, stdio)
+	if err != nil {
+		return nil, err
+	}
+	if err := l.add(p); err != nil {
+		l.abandon(p, prog)
+		return nil, err
+	}
+	go func() {
+		p.await()
+		l.remove(p)
+	}()
+	return p, nil
+}
+
+// launch forks the guard and waits until the program's execve has succeeded. The caller answers for the process, and
+// for l.live.
+func (l *Launcher) launch(ctx context.Context, prog *Program, stdio *Stdio) (*Process, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -58,8 +78,11 @@ func (l *Launcher) Start(ctx context.Context, prog *Program, stdio *Stdio) (*Pro
 	if ends.syncTheirs != nil {
 		files[prog.sync.value] = ends.syncTheirs
 	}
+	if prog.keptTerminal.value != 0 {
+		files[prog.keptTerminal.value], files[prog.terminalEnd.value] = ends.terminals[0], ends.terminals[1]
+	}
 
-	guard, err := l.fork(image, files, prog.nested)
+	guard, err := l.fork(image, files, prog.nested && !prog.detached)
 	if err != nil {
 		ends.closeOurs()
 		return nil, err
@@ -82,18 +105,10 @@ func (l *Launcher) Start(ctx context.Context, prog *Program, stdio *Stdio) (*Pro
 	if ctx.Err() != nil {
 		err = ctx.Err()
 	}
-	if err == nil {
-		err = l.add(p)
-	}
 	if err != nil {
-		p.abandon()
-		l.live.Done()
+		l.abandon(p, prog)
 		return nil, err
 	}
-	go func() {
-		p.await()
-		l.remove(p)
-	}()
 	return p, nil
 }
 
@@ -102,6 +117,7 @@ type ends struct {
 	status, report, sync                   *os.File
 	statusTheirs, reportTheirs, syncTheirs *os.File
 	null                                   *os.File
+	terminals                              [2]*os.File // between guard and payload
 }
 
 func newEnds(prog *Program) (*ends, error) {
@@ -120,6 +136,15 @@ func newEnds(prog *Program) (*ends, error) {
 	}
 	unix.SetNonblock(s[0], true)
 	e.report, e.reportTheirs = os.NewFile(uintptr(s[0]), "report"), os.NewFile(uintptr(s[1]), "report")
+	if prog.keptTerminal.value != 0 {
+		s, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			e.closeOurs()
+			e.closeTheirs()
+			return nil, fmt.Errorf("nsexec: make the terminal's socket: %w", err)
+		}
+		e.terminals = [2]*os.File{os.NewFile(uintptr(s[0]), "terminal"), os.NewFile(uintptr(s[1]), "terminal")}
+	}
 	if prog.sync.value != 0 {
 		if err := unix.Pipe2(m[:], unix.O_CLOEXEC); err != nil {
 			e.closeOurs()
@@ -143,7 +168,7 @@ func (e *ends) devNull() (*os.File, error) {
 }
 
 func (e *ends) closeTheirs() {
-	for _, f := range []*os.File{e.statusTheirs, e.reportTheirs, e.syncTheirs, e.null} {
+	for _, f := range []*os.File{e.statusTheirs, e.reportTheirs, e.syncTheirs, e.null, e.terminals[0], e.terminals[1]} {
 		if f != nil {
 			f.Close()
 		}
@@ -163,9 +188,13 @@ type Process struct {
 	guard  int // pidfd
 	report *os.File
 
+	keeper int // pidfd, until it takes the place of the guard's
+
 	mu    sync.Mutex
 	pidfd int // of the payload
 	pid   int
+
+	terminal *os.File
 
 	done   chan struct{} // closed when the following are set
 	status Status
@@ -174,10 +203,25 @@ type Process struct {
 
 // awaitSetup reads the status pipe to its end.
 func (p *Process) awaitSetup(prog *Program, e *ends) error {
-	if e.sync != nil {
-		if err := p.receivePidfd(); err != nil {
+	if prog.detached {
+		if err := p.receiveKeeper(); err != nil {
 			return setupError(prog, e.status, err)
 		}
+	}
+	early := e.sync != nil || prog.joins
+	if early {
+		if err := p.receive('P'); err != nil {
+			return setupError(prog, e.status, err)
+		}
+	}
+	if prog.traceable {
+		// The message may be of whoever traces the payload: a pid that names any process of the host.
+		p.mu.Lock()
+		p.pid = 0
+		p.mu.Unlock()
+		p.PID()
+	}
+	if e.sync != nil {
 		if err := writeMappings(p.PID(), prog.uidMappings, prog.gidMappings); err != nil {
 			return err
 		}
@@ -188,8 +232,13 @@ func (p *Process) awaitSetup(prog *Program, e *ends) error {
 	if err := setupError(prog, e.status, nil); err != nil {
 		return err
 	}
-	if e.sync == nil {
-		return p.receivePidfd()
+	if !early {
+		if err := p.receive('P'); err != nil {
+			return err
+		}
+	}
+	if prog.terminal {
+		return p.receive('T')
 	}
 	return nil
 }
@@ -235,19 +284,24 @@ func (p *Program) stepError(result int64, n uint64) error {
 // execLabel begins the label of the steps that execute the container's program; its name follows.
 const execLabel = "execute "
 
-// receivePidfd takes the payload's pidfd from the guard.
-func (p *Process) receivePidfd() error {
+// receive takes messages from the report socket until the one of this kind has arrived: 'P' is the payload's pidfd, from
+// the guard, 'K' a keeper's, from the process that made it, and 'T' the terminal, from the payload; any may be first. A payload that joins a container could be
+// traced by one of its processes: whatever comes through the socket is a message, or is dropped.
+func (p *Process) receive(kind byte) error {
 	raw, err := p.report.SyscallConn()
 	if err != nil {
 		return err
 	}
-	var (
-		data   [16]byte
-		oob    [64]byte
-		n, m   int
-		recErr error
-	)
 	for {
+		if kind == 'P' && p.pidfd > 0 || kind == 'T' && p.terminal != nil || kind == 'K' && p.keeper > 0 {
+			return nil
+		}
+		var (
+			data   [16]byte
+			oob    [64]byte
+			n, m   int
+			recErr error
+		)
 		err = raw.Read(func(fd uintptr) bool {
 			n, m, _, _, recErr = unix.Recvmsg(int(fd), data[:], oob[:], unix.MSG_CMSG_CLOEXEC)
 			return recErr != unix.EAGAIN && recErr != unix.EINTR
@@ -261,62 +315,117 @@ func (p *Process) receivePidfd() error {
 		if n == 0 {
 			return ErrDied
 		}
-		if data[0] == 'P' {
-			break
+		p.take(data[:n], receivedFiles(oob[:m]))
+	}
+}
+
+// receivedFiles are the descriptors that came with a message.
+func receivedFiles(oob []byte) (fds []int) {
+	messages, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return nil
+	}
+	for i := range messages {
+		if list, err := unix.ParseUnixRights(&messages[i]); err == nil {
+			fds = append(fds, list...)
 		}
 	}
-	messages, err := unix.ParseSocketControlMessage(oob[:m])
-	if err != nil || len(messages) != 1 {
-		return fmt.Errorf("nsexec: the guard sent %d control messages: %w", len(messages), errors.Join(err, ErrDied))
-	}
-	fds, err := unix.ParseUnixRights(&messages[0])
-	if err != nil || len(fds) != 1 {
-		return fmt.Errorf("nsexec: the guard sent %d descriptors: %w", len(fds), errors.Join(err, ErrDied))
-	}
-	p.mu.Lock()
-	p.pidfd = fds[0]
-	p.mu.Unlock()
-	return nil
+	return fds
 }
+
+// take keeps the descriptor of a message, and closes what there is too much.
+func (p *Process) take(message []byte, fds []int) {
+	kind := message[0]
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, fd := range fds {
+		switch {
+		case kind == 'P' && p.pidfd == 0:
+			p.pidfd = fd
+			if len(message) == reportSize {
+				p.pid = int(int32(binary.NativeEndian.Uint64(message[reportSize-8:])))
+			}
+		case kind == 'K' && p.keeper == 0:
+			p.keeper = fd
+		case kind == 'T' && p.terminal == nil && isTerminal(fd):
+			unix.SetNonblock(fd, true)
+			p.terminal = os.NewFile(uintptr(fd), "terminal")
+		default:
+			unix.Close(fd)
+		}
+	}
+}
+
+// isTerminal says whether a descriptor is a pseudo-terminal's master, which every ioctl on it relies on.
+func isTerminal(fd int) bool {
+	_, err := unix.IoctlGetInt(fd, unix.TIOCGPTN)
+	return err == nil
+}
+
+// Terminal is the terminal of a process whose spec asks for one, otherwise nil: its master, which the caller reads,
+// writes and closes. Reading it gives EIO when the process and all its children have closed the other end.
+func (p *Process) Terminal() *os.File { return p.terminal }
 
 // await receives the exit status from the guard and reaps it.
 func (p *Process) await() {
 	var b [exitSize]byte
-	n, err := p.report.Read(b[:])
-	switch {
-	case err == nil && n == exitSize:
-		p.status = newStatus(b[:])
-	default:
-		p.status.Code, p.err = -1, ErrUnknownStatus
+	p.status.Code, p.err = -1, ErrUnknownStatus
+	for {
+		n, err := p.report.Read(b[:])
+		if err != nil {
+			break
+		}
+		if n == exitSize {
+			p.status, p.err = newStatus(b[:]), nil
+			break
+		}
 	}
 	p.reap()
 	close(p.done)
 }
 
-// abandon kills a process that failed to start.
-func (p *Process) abandon() {
-	unix.PidfdSendSignal(p.guard, unix.SIGKILL, nil, 0)
+// abandonWait bounds how long a failed start waits for what is left of it.
+const abandonWait = time.Second
+
+// abandon kills a process that failed to start, and answers for it until it is gone. A guard takes its container along. A
+// joiner kills its payload when the program lets go of the report socket; in a container that is frozen the v1 way, that
+// is not before it is thawed.
+func (l *Launcher) abandon(p *Process, prog *Program) {
+	if prog.joins {
+		p.report.Close()
+	} else {
+		unix.PidfdSendSignal(p.guard, unix.SIGKILL, nil, 0)
+	}
+	if p.terminal != nil {
+		p.terminal.Close()
+	}
 	p.err = ErrDied
-	p.reap()
-	close(p.done)
+	go func() {
+		p.reap()
+		close(p.done)
+		l.live.Done()
+	}()
+	late := time.NewTimer(abandonWait)
+	defer late.Stop()
+	select {
+	case <-p.done:
+	case <-late.C:
+	}
 }
 
 // reap waits for the guard, and for nothing else. If the importing program reaps all its children by itself, there is
 // nothing left to reap, and the status has come through the report socket.
 func (p *Process) reap() {
 	for {
-		if err := unix.Waitid(unix.P_PIDFD, p.guard, nil, unix.WEXITED, nil); err != unix.EINTR {
+		err := unix.Waitid(unix.P_PIDFD, p.guard, nil, unix.WEXITED, nil)
+		if err == unix.ECHILD { // a keeper is nobody's child
+			_, err = unix.Poll([]unix.PollFd{{Fd: int32(p.guard), Events: unix.POLLIN}}, -1)
+		}
+		if err != unix.EINTR {
 			break
 		}
 	}
-	p.report.Close()
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	unix.Close(p.guard)
-	if p.pidfd > 0 {
-		unix.Close(p.pidfd)
-	}
-	p.guard, p.pidfd = -1, -1
+	p.closeHandles()
 }
 
 // newStatus decodes a wait status and the struct rusage behind it; wait4(2), getrusage(2).
@@ -345,14 +454,18 @@ func (p *Process) PID() int {
 
 // pidOf reads the pid that a pidfd stands for; see pidfd_open(2).
 func pidOf(pidfd int) int {
-	f, err := os.Open("/proc/self/fdinfo/" + strconv.Itoa(pidfd))
+	fd, err := unix.Open("/proc/self/fdinfo/"+strconv.Itoa(pidfd), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return 0
 	}
-	defer f.Close()
-	lines := bufio.NewScanner(f)
-	for lines.Scan() {
-		if v, ok := strings.CutPrefix(lines.Text(), "Pid:"); ok {
+	defer unix.Close(fd)
+	var b [512]byte
+	n, err := unix.Read(fd, b[:])
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(b[:n])) {
+		if v, ok := strings.CutPrefix(line, "Pid:"); ok {
 			if pid, _ := strconv.Atoi(strings.TrimSpace(v)); pid > 0 {
 				return pid
 			}

@@ -34,9 +34,7 @@ var ioClasses = [...]specs.IOPriorityClass{"", specs.IOPRIO_CLASS_RT, specs.IOPR
 
 func (c *compiler) checkProcess() {
 	p := c.spec.Process
-	if p.Terminal {
-		c.unsupported("process.terminal", "a terminal")
-	}
+	c.checkTerminal()
 	if len(p.Args) == 0 || p.Args[0] == "" {
 		c.invalid("process.args", "no program to execute")
 	}
@@ -99,7 +97,9 @@ func (c *compiler) checkProcess() {
 	}
 	c.checkLabels()
 	c.checkCapabilities()
-	c.compileSeccomp()
+	if !c.compiled {
+		c.compileSeccomp()
+	}
 }
 
 func (c *compiler) checkStrings(field string, list []string) {
@@ -281,6 +281,9 @@ func (c *compiler) execute() {
 	p := c.spec.Process
 	if p.NoNewPrivileges {
 		c.installSeccomp()
+	}
+	if c.opts.Init {
+		c.becomeInit()
 	}
 	c.ready()
 	argv, env := c.Vector(p.Args), c.Vector(p.Env)

@@ -21,6 +21,14 @@ type Program struct {
 	sync   Arg  // pipe on which the payload waits for the mappings of its user namespace
 	nested bool // the guard is pid 1 of an outer pid namespace
 
+	detached  bool // the guard is a keeper
+	joins     bool // the guard is a joiner: the payload is in a running container, see join_linux.go
+	traceable bool // by the container's processes
+
+	terminal     bool // the payload sends a terminal through the report socket
+	keptTerminal Arg  // or through this one, to the guard; the other is the payload's end
+	terminalEnd  Arg
+
 	uidMappings, gidMappings []specs.LinuxIDMapping // of a new user namespace
 }
 

@@ -31,6 +31,9 @@ type Container struct {
 	// Filter is the compiled seccomp profile, an array of struct sock_filter. The floor installs it, and peers compile
 	// Spec.Linux.Seccomp by themselves. Empty means no filter.
 	Filter []byte
+	// Join is the pid of the first process of a container that is running: the floor then runs the program in there,
+	// and makes nothing. Zero means a container of its own.
+	Join int
 	// Gap is how long the machine idles before each start. Zero means starts back to back. The kernel treats the two
 	// differently: after some ten milliseconds of idleness a write to cgroup.procs waits for an RCU grace period. The
 	// gap is not counted.

@@ -123,6 +123,9 @@ func (c *Container) floor(n int, warm bool, state, files string) ([]time.Duratio
 	if c.Gap > 0 {
 		args = append(args, "-g", strconv.FormatInt(c.Gap.Milliseconds(), 10))
 	}
+	if c.Join > 0 {
+		args = append(args, "-x", strconv.Itoa(c.Join))
+	}
 	args = append(args, floorArgs(c.Spec, c.Lower)...)
 	cmd := exec.Command(program, append(args, c.Spec.Process.Args...)...)
 	var stderr bytes.Buffer

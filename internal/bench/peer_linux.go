@@ -49,6 +49,46 @@ func Peer(b *testing.B, program, bundle, id string, gap time.Duration) {
 	report(b, times)
 }
 
+// PeerExec reports what "crun exec" or "runc exec" takes to run a program in a running container of a bundle, standard
+// streams on /dev/null, until it has ended. It skips without root or the peer.
+func PeerExec(b *testing.B, peer, bundle, id string, program ...string) {
+	b.Helper()
+	require(b)
+	path, err := exec.LookPath(peer)
+	if err != nil {
+		testutil.Skip(b, "needs "+peer)
+	}
+	stderr, err := os.Create(filepath.Join(b.TempDir(), "stderr"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer stderr.Close()
+	root := b.TempDir()
+	command := func(args ...string) error {
+		cmd := exec.Command(path, append([]string{"--root", root}, args...)...)
+		cmd.Stderr = stderr
+		return cmd.Run()
+	}
+	var times []time.Duration
+	err = inHierarchies(func() (err error) {
+		if err := command("run", "--detach", "--bundle", bundle, id); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, command("delete", "--force", id)) }()
+		args := append([]string{"exec", id}, program...)
+		if err := command(args...); err != nil {
+			return err
+		}
+		times, err = each(b.N, 0, func() error { return command(args...) })
+		return err
+	})
+	if err != nil {
+		text, _ := os.ReadFile(stderr.Name())
+		b.Fatalf("%s exec: %v\n%s", peer, err, text)
+	}
+	report(b, times)
+}
+
 // inHierarchies runs f on a thread whose processes see cgroups that crun accepts: crun refuses a hybrid machine where
 // the v2 hierarchy holds a controller, as it does while coracle's containers use it. So there the v2 hierarchy is left
 // out, which saves the peers a group, in a mount namespace that ends with the thread.

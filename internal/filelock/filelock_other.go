@@ -14,5 +14,8 @@ func Lock(context.Context, *os.File) error { return errors.ErrUnsupported }
 // TryLock returns errors.ErrUnsupported.
 func TryLock(*os.File) (bool, error) { return false, errors.ErrUnsupported }
 
+// RLock returns errors.ErrUnsupported.
+func RLock(context.Context, *os.File) error { return errors.ErrUnsupported }
+
 // TryRLock returns errors.ErrUnsupported.
 func TryRLock(*os.File) (bool, error) { return false, errors.ErrUnsupported }

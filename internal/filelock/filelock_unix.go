@@ -19,6 +19,11 @@ func Lock(ctx context.Context, f *os.File) error {
 // TryLock takes the exclusive lock of the open file, or returns false if somebody else has it.
 func TryLock(f *os.File) (bool, error) { return try(f, unix.LOCK_EX) }
 
+// RLock takes the shared lock of the open file, waiting for it as long as the context allows.
+func RLock(ctx context.Context, f *os.File) error {
+	return retry(ctx, func() (bool, error) { return TryRLock(f) })
+}
+
 // TryRLock takes the shared lock of the open file, or returns false if somebody has the exclusive one.
 func TryRLock(f *os.File) (bool, error) { return try(f, unix.LOCK_SH) }
 

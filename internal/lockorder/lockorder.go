@@ -26,6 +26,9 @@ const (
 	Sweep
 	// Operation is the lock of a container's directory: held while the container starts, or is removed or marked.
 	Operation
+	// Keepers is keepers.lock: held shared from the making of the keepers' cgroup until a new keeper is in it, and
+	// exclusively while the empty group is removed.
+	Keepers
 	// Image is locks/m-<manifest digest> of the store: held while one image is pulled, so that it is pulled once. The
 	// registry is waited for meanwhile, by nobody but those who want the same image.
 	Image
@@ -40,10 +43,12 @@ const (
 	Collection
 	// Index is locks/index of the store: held while index.json is replaced.
 	Index
+	// Journal is the lock of the directory of events: held while the journal's first file is made. Appending needs none.
+	Journal
 )
 
 func (r Rank) String() string {
-	names := [...]string{Root: "root", Sweep: "sweep", Operation: "operation", Image: "image", Chain: "chain", DiffID: "diffID", Turn: "turn", Collection: "collection", Index: "index"}
+	names := [...]string{Root: "root", Sweep: "sweep", Operation: "operation", Keepers: "keepers", Image: "image", Chain: "chain", DiffID: "diffID", Turn: "turn", Collection: "collection", Index: "index", Journal: "journal"}
 	if r > 0 && int(r) < len(names) {
 		return names[r]
 	}

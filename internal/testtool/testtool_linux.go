@@ -110,6 +110,35 @@ func Run(args []string) int {
 		if err := w.Flush(); err != nil {
 			return die(err)
 		}
+	case "spin": // uses one processor
+		fmt.Println("ready")
+		for {
+		}
+	case "count": // count LINES CODE: numbered lines, each written by itself, with pauses
+		for i := range number(1) {
+			fmt.Printf("line %d\n", i)
+			if i%50 == 49 {
+				time.Sleep(time.Millisecond)
+			}
+		}
+		return number(2)
+	case "typist": // says whether it has a terminal, of which size, and then each line with the size of then
+		size := func() string {
+			w, err := unix.IoctlGetWinsize(0, unix.TIOCGWINSZ)
+			if err != nil {
+				return "no terminal"
+			}
+			return fmt.Sprintf("%d rows, %d columns", w.Row, w.Col)
+		}
+		fmt.Println(size())
+		for r := bufio.NewReader(os.Stdin); ; {
+			line, err := r.ReadString('\n')
+			if err != nil {
+				fmt.Println("end")
+				return number(1)
+			}
+			fmt.Printf("%s: %s", size(), line)
+		}
 	case "kill-self": // kill-self SIGNAL
 		signal.Reset(syscall.Signal(number(1)))
 		syscall.Kill(os.Getpid(), syscall.Signal(number(1)))
@@ -187,6 +216,38 @@ func Run(args []string) int {
 		if err := unix.Statfs("/", &st); err != nil || st.Flags&unix.ST_NODEV == 0 {
 			return die(fmt.Errorf("the root is not mounted nodev: %w", err))
 		}
+	case "tty": // says what its terminal is; with "resize", waits for a new size and says that too
+		changed := make(chan os.Signal, 1)
+		signal.Notify(changed, syscall.SIGWINCH)
+		for fd := range 3 {
+			size, err := unix.IoctlGetWinsize(fd, unix.TIOCGWINSZ)
+			if err != nil {
+				fmt.Println("no terminal on", fd)
+				continue
+			}
+			fmt.Println(fd, size.Row, size.Col)
+		}
+		if len(args) > 1 {
+			<-changed
+			size, _ := unix.IoctlGetWinsize(0, unix.TIOCGWINSZ)
+			fmt.Println("now", size.Row, size.Col)
+		}
+	case "mount-tmpfs": // mount-tmpfs PATH
+		if err := unix.Mount("tmpfs", args[1], "tmpfs", 0, ""); err != nil {
+			return die(err)
+		}
+	case "bind": // bind SOURCE TARGET
+		if err := unix.Mount(args[1], args[2], "", unix.MS_BIND, ""); err != nil {
+			return die(err)
+		}
+	case "mkdirs":
+		for _, dir := range args[1:] {
+			if err := os.MkdirAll(dir, 0o755); err != nil {
+				return die(err)
+			}
+		}
+	case "attack":
+		return attack(args[1:])
 	case "report":
 		return report(args[1:])
 	default:

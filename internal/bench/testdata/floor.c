@@ -14,6 +14,11 @@
  *	-m PATH         masked path, repeated       -r PATH          read-only path, repeated
  *	-w              one more round at first that is not printed: a new process has to fault in its pages
  *	-v              verbose: say what the machine has
+ *	-x PID          run the program in the container whose first process is PID, which somebody else has started
+ *
+ * With -x a round is less: joiner (undumpable, own session, no inherited descriptors, default signals), setns by pidfd,
+ * clone3 into the v2 group, session, tasks files, cgroup namespace, rights as above, execve, wait, wait. The pidfd and the
+ * files of the groups are opened before.
  *
  * What a round does, in this order, so that it can be held against what a launcher does:
  *
@@ -87,7 +92,7 @@ enum {
 #define MAX 64
 #define COUNT(a) (sizeof(a) / sizeof((a)[0]))
 
-static int rounds = 1, host_network, verbose, warm, nlower, nmasked, nreadonly;
+static int rounds = 1, join_pid, join_fd = -1, host_network, verbose, warm, nlower, nmasked, nreadonly;
 static long gap_ms;
 static const char *state, *filter_file, *parent_name = "coracle-floor", *host_name = "floor";
 static const char *memory, *pids, *quota, *period, *shares;
@@ -215,7 +220,7 @@ static void find_hierarchies(void)
 		nhierarchies++;
 		have_v1 |= !h->v2;
 		have_v2 |= h->v2;
-		if (!h->v2 && !strncmp(controllers, "name=", 5))
+		if (join_pid || (!h->v2 && !strncmp(controllers, "name=", 5)))
 			continue;
 		int root = open(where, O_DIRECTORY | O_RDONLY | O_CLOEXEC);
 		CHECK(root, "%s", where);
@@ -249,7 +254,7 @@ static void find_hierarchies(void)
 	}
 	free(line);
 	fclose(f);
-	if (have_v2 && !have_v1)
+	if (have_v2 && !have_v1 && !join_pid)
 		load_device_program();
 	if (verbose)
 		for (int i = 0; i < nhierarchies; i++)
@@ -596,6 +601,34 @@ static void payload(const char *dir)
 	die("%s", program[0]);
 }
 
+/* Opens the container to join: its first process and its groups. */
+static void find_container(void)
+{
+	step = "find the container";
+	join_fd = syscall(SYS_pidfd_open, join_pid, 0);
+	CHECK(join_fd, "process %d", join_pid);
+	char path[8192], line[4096];
+	snprintf(path, sizeof(path), "/proc/%d/cgroup", join_pid);
+	FILE *f = fopen(path, "re");
+	if (!f)
+		die("%s", path);
+	while (fgets(line, sizeof(line), f)) {
+		char *controllers = strchr(line, ':') + 1, *group = strchr(controllers, ':');
+		*group++ = 0;
+		group[strcspn(group, "\n")] = 0;
+		for (int i = 0; i < nhierarchies; i++) {
+			struct hierarchy *h = &hierarchies[i];
+			if (strcmp(h->controllers, controllers) || !strcmp(group, "/"))
+				continue;
+			snprintf(path, sizeof(path), "%s%s%s", h->where, group, h->v2 ? "" : "/tasks");
+			h->parent = h->group = open(path, h->v2 ? O_RDONLY | O_DIRECTORY | O_CLOEXEC : O_WRONLY | O_CLOEXEC);
+			CHECK(h->group, "%s", path);
+			h->tasks = h->group;
+		}
+	}
+	fclose(f);
+}
+
 /* Messages of the payload go here: its standard error is /dev/null. */
 static int error_fd;
 
@@ -648,6 +681,40 @@ static void guard(const char *dir)
 	_exit(reap(pid));
 }
 
+static void joiner(void)
+{
+	step = "join";
+	CHECK(prctl(PR_SET_DUMPABLE, 0), "dumpable");
+	CHECK(setsid(), "setsid");
+	CHECK(syscall(SYS_close_range, 3, ~0U, CLOSE_RANGE_CLOEXEC), "close_range");
+	for (int i = 1; i <= 64; i++)
+		signal(i, SIG_DFL);
+	sigset_t none;
+	sigemptyset(&none);
+	CHECK(sigprocmask(SIG_SETMASK, &none, NULL), "sigprocmask");
+	int cgroup = -1;
+	for (int i = 0; i < nhierarchies; i++)
+		if (hierarchies[i].v2 && hierarchies[i].parent >= 0)
+			cgroup = hierarchies[i].group;
+	CHECK(setns(join_fd, CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | (host_network ? 0 : CLONE_NEWNET)), "setns");
+	pid_t pid = clone_process(0, cgroup);
+	if (pid == 0) {
+		CHECK(setsid(), "setsid");
+		for (int i = 0; i < 3; i++)
+			CHECK(dup2(null_fd, i), "dup2");
+		for (int i = 0; i < nhierarchies; i++)
+			if (hierarchies[i].parent >= 0 && !hierarchies[i].v2)
+				CHECK(write(hierarchies[i].tasks, "0", 1), "%s", hierarchies[i].where);
+		CHECK(setns(join_fd, CLONE_NEWCGROUP), "setns");
+		umask(022);
+		drop_rights();
+		static char *env[] = { "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", NULL };
+		execve(program[0], program, env);
+		die("%s", program[0]);
+	}
+	_exit(reap(pid));
+}
+
 static int64_t now(void)
 {
 	struct timespec ts;
@@ -692,7 +759,7 @@ static void parse(int argc, char **argv)
 		{ 'Q', &quota }, { 'T', &period }, { 'W', &shares },
 	};
 	int c;
-	while ((c = getopt(argc, argv, "+n:g:s:l:f:Hh:p:M:P:Q:T:W:m:r:vw")) != -1) {
+	while ((c = getopt(argc, argv, "+n:g:s:l:f:Hh:p:M:P:Q:T:W:m:r:vwx:")) != -1) {
 		if (c == '?')
 			exit(2);
 		for (size_t i = 0; i < COUNT(lists); i++)
@@ -707,13 +774,14 @@ static void parse(int argc, char **argv)
 				*strings[i].value = optarg;
 		rounds = c == 'n' ? atoi(optarg) : rounds;
 		gap_ms = c == 'g' ? atol(optarg) : gap_ms;
+		join_pid = c == 'x' ? atoi(optarg) : join_pid;
 		host_network |= c == 'H';
 		verbose |= c == 'v';
 		warm |= c == 'w';
 	}
 	program = argv + optind;
 	errno = EINVAL;
-	if (!*program || !state || !nlower || rounds < 1)
+	if (!*program || (!join_pid && (!state || !nlower)) || rounds < 1)
 		die("usage: floor [options] -s STATE -l LOWER PROGRAM [ARG...]");
 }
 
@@ -727,7 +795,10 @@ int main(int argc, char **argv)
 	if (filter_file)
 		read_filter();
 	find_hierarchies();
-	copy_cpuset();
+	if (join_pid)
+		find_container();
+	else
+		copy_cpuset();
 	for (int i = -warm; i < rounds; i++) {
 		char id[64], dir[2048];
 		snprintf(id, sizeof(id), "%d-%d", (int)getpid(), i);
@@ -735,25 +806,33 @@ int main(int argc, char **argv)
 		if (gap_ms)
 			usleep(gap_ms * 1000);
 		int64_t start = now();
-		make_cgroups(id);
-		make_state(dir);
+		if (!join_pid) {
+			make_cgroups(id);
+			make_state(dir);
+		}
 		step = "start";
-		pid_t pid = clone_process(CLONE_NEWPID, -1);
+		pid_t pid = clone_process(join_pid ? 0 : CLONE_NEWPID, -1);
+		if (pid == 0 && join_pid)
+			joiner();
 		if (pid == 0)
 			guard(dir);
 		int status = reap(pid);
-		remove_cgroups(id);
-		step = "remove the state directory";
-		remove_tree(AT_FDCWD, dir);
+		if (!join_pid) {
+			remove_cgroups(id);
+			step = "remove the state directory";
+			remove_tree(AT_FDCWD, dir);
+		}
 		int64_t end = now();
 		if (status != 0) {
 			fprintf(stderr, "floor: %s ended with status %d\n", program[0], status);
-			drop_parents();
+			if (!join_pid)
+				drop_parents();
 			return 1;
 		}
 		if (i >= 0)
 			printf("%lld\n", (long long)(end - start));
 	}
-	drop_parents();
+	if (!join_pid)
+		drop_parents();
 	return 0;
 }

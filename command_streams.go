@@ -1,0 +1,169 @@
+package coracle
+
+import (
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// openStreams makes the command's streams.
+func (c *Cmd) openStreams(p *specs.Process) (err error) {
+	if c.TTY {
+		c.streams = &streams{}
+		return nil
+	}
+	if c.streams, err = newStreams(c.Stdin, c.Stdout, c.Stderr); err != nil {
+		return err
+	}
+	c.streams.theirs = append(c.streams.theirs, c.childs...)
+	if err = c.streams.own(p.User.UID, p.User.GID); err != nil {
+		c.streams.abandon()
+	}
+	return err
+}
+
+// beginStreams starts copying.
+func (c *Cmd) beginStreams() {
+	if c.terminal != nil && c.Terminal() == nil {
+		c.copyTerminal()
+	}
+	c.streams.begin()
+}
+
+// copyTerminal adds what goes through the terminal to what is copied.
+func (c *Cmd) copyTerminal() {
+	s, terminal := c.streams, c.terminal
+	c.reader = &terminalReader{f: terminal}
+	s.output.Add(1)
+	s.copies = append(s.copies, func() error {
+		defer s.output.Done()
+		w := c.Stdout
+		if w == nil {
+			w = io.Discard
+		}
+		_, err := io.Copy(w, c.reader)
+		if err != nil {
+			io.Copy(io.Discard, c.reader) // a writer that fails must not block the command
+		}
+		return err
+	})
+	if c.Stdin == nil {
+		return
+	}
+	in, done := c.Stdin, func() {}
+	if f, ok := in.(*os.File); ok {
+		if stop, ours, err := os.Pipe(); err == nil {
+			c.stopInput = ours
+			in, done = &fileUntil{f, stop}, func() { stop.Close() }
+		}
+	}
+	s.copies = append(s.copies, func() error {
+		defer done()
+		// As in streams.reader: an error of the other side is its own business, and nothing waits for this copy.
+		if _, err := io.Copy(struct{ io.Writer }{terminal}, in); err == nil {
+			terminal.Write([]byte{endOfInput})
+		}
+		return nil
+	})
+}
+
+// fileUntil reads a file until the other end of stop is closed. A read that is not stopped would take the next line of the
+// program's own terminal, long after the command has ended.
+type fileUntil struct{ f, stop *os.File }
+
+func (r *fileUntil) Read(p []byte) (int, error) {
+	if !readableBefore(r.f, r.stop) {
+		return 0, io.EOF
+	}
+	return r.f.Read(p)
+}
+
+// endOfInput is Ctrl-D, which a terminal turns into the end of a file.
+const endOfInput = 4
+
+// A terminalReader reads a command's terminal to its end: until the other side has hung up or, when the command has ended
+// and others keep the other side open, until what the command has written has been read.
+type terminalReader struct {
+	f     *os.File
+	ended atomic.Bool
+	more  int // what may be read after the end
+}
+
+const (
+	// terminalBuffer is more than the kernel keeps of a terminal's output.
+	terminalBuffer = 256 << 10
+	// terminalIdle is how long the output of a command that has ended may take to come out of the kernel.
+	terminalIdle = 20 * time.Millisecond
+)
+
+func (r *terminalReader) Read(p []byte) (int, error) {
+	if r.ended.Load() {
+		if r.more <= 0 {
+			return 0, io.EOF
+		}
+		r.f.SetReadDeadline(time.Now().Add(terminalIdle))
+	}
+	n, err := r.f.Read(p)
+	if r.ended.Load() {
+		r.more -= n
+		if n == 0 && errors.Is(err, os.ErrDeadlineExceeded) {
+			return 0, io.EOF
+		}
+	}
+	if errors.Is(err, syscall.EIO) {
+		err = io.EOF
+	}
+	return n, err
+}
+
+// end is called when the command has ended.
+func (r *terminalReader) end() {
+	r.more = terminalBuffer
+	r.ended.Store(true)
+	r.f.SetReadDeadline(time.Now().Add(terminalIdle))
+}
+
+// endStreams waits until all output has arrived, until late or until the engine closes, and returns the first error.
+func (c *Cmd) endStreams(late <-chan time.Time) error {
+	s, arrived := c.streams, make(chan error, 1)
+	if c.reader != nil {
+		c.reader.end()
+	}
+	go func() { arrived <- s.end() }()
+	if c.TTY {
+		defer func() {
+			if c.Terminal() == nil {
+				c.terminal.Close()
+			}
+			for _, f := range c.childs {
+				f.Close()
+			}
+			if c.stopInput != nil {
+				c.stopInput.Close()
+			}
+		}()
+	}
+	select {
+	case err := <-arrived:
+		return err
+	case <-late:
+	case <-c.aborted:
+	}
+	s.abandon()
+	if c.terminal != nil {
+		c.terminal.Close()
+	}
+	// A copy that was waiting for the command ends now; one that is in a writer of the caller's is left alone, as in
+	// os/exec.
+	select {
+	case <-arrived:
+	case <-time.After(10 * time.Millisecond):
+	}
+	return exec.ErrWaitDelay
+}

@@ -1,0 +1,1150 @@
+package coracle_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/coracle-dev/coracle"
+	"github.com/coracle-dev/coracle/cgroup"
+)
+
+// another opens the root of an engine once more, as another program would.
+func another(t testing.TB, eng *coracle.Engine) *coracle.Engine {
+	t.Helper()
+	other, err := coracle.Open(t.Context(), coracle.Config{Root: eng.Root()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := other.Close(); err != nil {
+			t.Errorf("close: %v", err)
+		}
+	})
+	return other
+}
+
+// runningContainer starts a container of the tool and waits until it says that it is ready.
+func runningContainer(t testing.TB, eng *coracle.Engine, spec coracle.ContainerSpec, args ...string) *coracle.Container {
+	t.Helper()
+	spec.Image, spec.Args, spec.Stdout = "tool", args, &syncBuffer{}
+	c, err := eng.Create(t.Context(), &spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	waitForOutput(t, c, "ready")
+	return c
+}
+
+// as finds the container in another engine.
+func as(t testing.TB, eng *coracle.Engine, c *coracle.Container) *coracle.Container {
+	t.Helper()
+	found, err := eng.Container(t.Context(), c.ID())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return found
+}
+
+func wantStatus(t testing.TB, want coracle.ContainerStatus, list ...*coracle.Container) {
+	t.Helper()
+	for _, c := range list {
+		if info, err := c.Inspect(t.Context()); err != nil || info.Status != want {
+			t.Errorf("status %v, %v, want %s", info, err, want)
+		}
+	}
+}
+
+func wantExit(t testing.TB, c *coracle.Container, code int, signal syscall.Signal) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	exit, err := c.Wait(ctx)
+	if err != nil || exit.Code != code || exit.Signal != signal {
+		t.Errorf("ended with %v (code %d, signal %d), %v, want code %d, signal %d", exit, exit.Code, exit.Signal, err, code, signal)
+	}
+}
+
+// TestPause: a paused container is paused for everybody, gets its signals later, and can be ended at any time.
+func TestPause(t *testing.T) {
+	ctx, eng := t.Context(), engine(t)
+	toolImage(t, eng, nil)
+	other := another(t, eng)
+	start := func(t *testing.T) (mine, theirs *coracle.Container) {
+		c := runningContainer(t, eng, coracle.ContainerSpec{}, "obey")
+		if err := as(t, other, c).Pause(ctx); err != nil {
+			t.Fatal(err)
+		}
+		return c, as(t, other, c)
+	}
+	t.Run("status", func(t *testing.T) {
+		c, theirs := start(t)
+		wantStatus(t, coracle.StatusPaused, c, theirs)
+		for _, e := range []*coracle.Engine{eng, other} {
+			if list, err := e.Containers(ctx, &coracle.ContainerFilter{Status: coracle.StatusPaused}); err != nil || len(list) != 1 {
+				t.Errorf("paused containers: %v, %v", list, err)
+			}
+			if list, err := e.Containers(ctx, &coracle.ContainerFilter{Status: coracle.StatusRunning}); err != nil || len(list) != 0 {
+				t.Errorf("running containers: %v, %v", list, err)
+			}
+		}
+		for _, c := range []*coracle.Container{c, theirs} {
+			if err := c.Pause(ctx); !errors.Is(err, coracle.ErrPaused) {
+				t.Errorf("pause again: %v", err)
+			}
+		}
+		if err := c.Start(ctx); !errors.Is(err, coracle.ErrRunning) {
+			t.Errorf("start: %v", err)
+		}
+		if err := c.Signal(ctx, syscall.SIGUSR1); err != nil {
+			t.Error(err)
+		}
+		short, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
+		defer cancel()
+		if exit, err := c.Wait(short); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("it ran: %v, %v", exit, err)
+		}
+		if err := c.Resume(ctx); err != nil {
+			t.Error(err)
+		}
+		wantExit(t, c, int(syscall.SIGUSR1), 0)
+		wantStatus(t, coracle.StatusExited, c, theirs)
+		if err := c.Resume(ctx); !errors.Is(err, coracle.ErrNotRunning) {
+			t.Errorf("resume after the end: %v", err)
+		}
+	})
+	t.Run("resume", func(t *testing.T) {
+		c, theirs := start(t)
+		if err := theirs.Resume(ctx); err != nil {
+			t.Fatal(err)
+		}
+		wantStatus(t, coracle.StatusRunning, c, theirs)
+		if err := c.Resume(ctx); !errors.Is(err, coracle.ErrNotPaused) {
+			t.Errorf("resume again: %v", err)
+		}
+		if err := c.Stop(ctx, nil); err != nil {
+			t.Error(err)
+		}
+		wantExit(t, c, int(syscall.SIGTERM), 0)
+	})
+	for name, test := range map[string]struct {
+		end    func(mine, theirs *coracle.Container) error
+		code   int
+		signal syscall.Signal
+	}{
+		"kill":            {func(c, _ *coracle.Container) error { return c.Kill(ctx) }, -1, syscall.SIGKILL},
+		"kill by another": {func(_, c *coracle.Container) error { return c.Kill(ctx) }, -1, syscall.SIGKILL},
+		"stop":            {func(c, _ *coracle.Container) error { return c.Stop(ctx, nil) }, int(syscall.SIGTERM), 0},
+		"stop by another": {func(_, c *coracle.Container) error { return c.Stop(ctx, nil) }, int(syscall.SIGTERM), 0},
+		"stop at once": {func(c, _ *coracle.Container) error {
+			return c.Stop(ctx, &coracle.StopOptions{Timeout: coracle.StopAtOnce, Signal: "SIGWINCH"})
+		}, -1, 0},
+		"its stop signal":   {func(c, _ *coracle.Container) error { return c.Signal(ctx, syscall.SIGTERM) }, int(syscall.SIGTERM), 0},
+		"remove with force": {func(c, _ *coracle.Container) error { return c.Remove(ctx, &coracle.RemoveOptions{Force: true}) }, -2, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c, theirs := start(t)
+			if err := test.end(c, theirs); err != nil {
+				t.Fatal(err)
+			}
+			switch test.code {
+			case -2:
+				if _, err := eng.Container(ctx, c.ID()); !errors.Is(err, fs.ErrNotExist) {
+					t.Errorf("still there: %v", err)
+				}
+				return
+			case -1:
+				if test.signal == 0 { // whichever was first
+					if _, err := c.Wait(ctx); err != nil {
+						t.Error(err)
+					}
+					break
+				}
+				fallthrough
+			default:
+				wantExit(t, c, test.code, test.signal)
+			}
+			// And it starts again, running.
+			if err := c.Start(ctx); err != nil {
+				t.Fatal(err)
+			}
+			wantStatus(t, coracle.StatusRunning, c, theirs)
+			if err := c.Remove(ctx, &coracle.RemoveOptions{Force: true}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// frozenInVersion1 pauses where the tree of version 2 is not there, in which a frozen process dies only when it is thawed.
+// It is one of the places of TestPlaces.
+func frozenInVersion1(ctx context.Context, root string) (err error) {
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		return err
+	}
+	for line := range strings.Lines(string(mounts)) {
+		if f := strings.Fields(line); f[2] == "cgroup2" {
+			if err := unix.Unmount(f[1], unix.MNT_DETACH); err != nil {
+				return err
+			}
+		}
+	}
+	if h, err := cgroup.Open(cgroup.Config{}); err != nil || h.Mode() != cgroup.V1 {
+		return errors.Join(err, h.Close()) // version 2 is all there is
+	} else {
+		h.Close()
+	}
+	eng, err := coracle.Open(ctx, coracle.Config{Root: root})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, eng.Close()) }()
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	for name, end := range map[string]func(*coracle.Container) error{
+		"kill":   func(c *coracle.Container) error { return c.Kill(ctx) },
+		"stop":   func(c *coracle.Container) error { return c.Stop(ctx, &coracle.StopOptions{Timeout: time.Millisecond}) },
+		"remove": func(c *coracle.Container) error { return c.Remove(ctx, &coracle.RemoveOptions{Force: true}) },
+		"resume": func(c *coracle.Container) error { return errors.Join(c.Resume(ctx), c.Kill(ctx)) },
+		"close":  func(*coracle.Container) error { return eng.Close() },
+	} {
+		c, err := eng.Create(ctx, &coracle.ContainerSpec{Image: "tool", Args: []string{"stubborn"}, AutoRemove: true})
+		if err == nil {
+			err = c.Start(ctx)
+		}
+		if err == nil {
+			err = c.Pause(ctx)
+		}
+		if err == nil {
+			var info *coracle.ContainerInfo
+			if info, err = c.Inspect(ctx); err == nil && info.Status != coracle.StatusPaused {
+				err = fmt.Errorf("status %s", info.Status)
+			}
+		}
+		if err == nil {
+			err = end(c)
+		}
+		if err == nil && name != "remove" && name != "close" {
+			_, err = c.Wait(ctx)
+			c.Cleaned()
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+		if name == "close" {
+			if eng, err = coracle.Open(ctx, coracle.Config{Root: root}); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// TestClosePaused: an engine that is closed ends its paused containers too.
+func TestClosePaused(t *testing.T) {
+	ctx, eng := t.Context(), engine(t)
+	toolImage(t, eng, nil)
+	for _, auto := range []bool{false, true} {
+		if err := runningContainer(t, eng, coracle.ContainerSpec{AutoRemove: auto}, "stubborn").Pause(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := eng.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestPauseGivesUp: a pause whose context has ended leaves the container running.
+func TestPauseGivesUp(t *testing.T) {
+	ctx, eng := t.Context(), engine(t)
+	toolImage(t, eng, nil)
+	c := runningContainer(t, eng, coracle.ContainerSpec{}, "stubborn")
+	for range 20 {
+		done, cancel := context.WithCancel(ctx)
+		cancel()
+		want := coracle.StatusRunning
+		if err := c.Pause(done); err == nil {
+			want = coracle.StatusPaused
+		} else if !errors.Is(err, context.Canceled) {
+			t.Fatal(err)
+		}
+		wantStatus(t, want, c)
+		if want == coracle.StatusPaused {
+			if err := c.Resume(ctx); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+// TestWrongCalls has every call in every state in which it makes no sense.
+func TestWrongCalls(t *testing.T) {
+	ctx, eng := t.Context(), engine(t)
+	toolImage(t, eng, nil)
+	other := another(t, eng)
+	type state struct {
+		name string
+		c    *coracle.Container
+	}
+	create := func(name string) *coracle.Container {
+		c, err := eng.Create(ctx, &coracle.ContainerSpec{Name: name, Image: "tool", Args: []string{"stubborn"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	states := map[string]*coracle.Container{}
+	for _, name := range []string{"created", "running", "paused", "exited", "removed"} {
+		states[name] = create(name)
+		if name == "created" {
+			continue
+		}
+		must(states[name].Start(ctx))
+	}
+	must(states["paused"].Pause(ctx))
+	must(states["exited"].Stop(ctx, &coracle.StopOptions{Timeout: coracle.StopAtOnce}))
+	must(states["removed"].Remove(ctx, &coracle.RemoveOptions{Force: true}))
+	calls := map[string]func(*coracle.Container) error{
+		"start":            func(c *coracle.Container) error { return c.Start(ctx) },
+		"pause":            func(c *coracle.Container) error { return c.Pause(ctx) },
+		"resume":           func(c *coracle.Container) error { return c.Resume(ctx) },
+		"kill":             func(c *coracle.Container) error { return c.Kill(ctx) },
+		"signal":           func(c *coracle.Container) error { return c.Signal(ctx, syscall.SIGUSR1) },
+		"signal 99":        func(c *coracle.Container) error { return c.Signal(ctx, 99) },
+		"remove":           func(c *coracle.Container) error { return c.Remove(ctx, nil) },
+		"wait":             func(c *coracle.Container) error { _, err := c.Wait(ctx); return err },
+		"wait for health":  func(c *coracle.Container) error { return c.WaitFor(ctx, coracle.ConditionHealthy) },
+		"wait for nothing": func(c *coracle.Container) error { return c.WaitFor(ctx, "nothing") },
+		"wait for running": func(c *coracle.Container) error { return c.WaitFor(ctx, coracle.ConditionRunning) },
+		"top":              func(c *coracle.Container) error { _, err := c.Top(ctx); return err },
+		"stats":            func(c *coracle.Container) error { _, err := c.Stats(ctx); return err },
+		"stream": func(c *coracle.Container) error {
+			for _, err := range c.StatsStream(ctx, time.Hour) {
+				return err
+			}
+			return nil
+		},
+		"update":          func(c *coracle.Container) error { return c.Update(ctx, cgroup.Limits{PIDs: 50}) },
+		"update nonsense": func(c *coracle.Container) error { return c.Update(ctx, cgroup.Limits{MemorySwap: 5}) },
+		"rename taken":    func(c *coracle.Container) error { return c.Rename(ctx, "created") },
+		"rename nonsense": func(c *coracle.Container) error { return c.Rename(ctx, "../x") },
+		"inspect":         func(c *coracle.Container) error { _, err := c.Inspect(ctx); return err },
+		"restart": func(c *coracle.Container) error {
+			return c.Restart(ctx, &coracle.StopOptions{Timeout: coracle.StopAtOnce})
+		},
+	}
+	var invalid *cgroup.InvalidError
+	for _, test := range []struct {
+		state, call string
+		theirs      bool // the caller is another program
+		want        error
+	}{
+		{"created", "pause", false, coracle.ErrNotRunning},
+		{"created", "resume", false, coracle.ErrNotRunning},
+		{"created", "kill", false, coracle.ErrNotRunning},
+		{"created", "signal", false, coracle.ErrNotRunning},
+		{"created", "wait", false, coracle.ErrNotRunning},
+		{"created", "top", false, coracle.ErrNotRunning},
+		{"created", "stats", false, coracle.ErrNotRunning},
+		{"created", "stream", false, coracle.ErrNotRunning},
+		{"created", "start", true, coracle.ErrInUse},
+		{"created", "restart", true, coracle.ErrInUse},
+		{"created", "remove", true, coracle.ErrInUse},
+		{"running", "start", false, coracle.ErrRunning},
+		{"running", "start", true, coracle.ErrInUse},
+		{"running", "restart", true, coracle.ErrInUse},
+		{"running", "resume", false, coracle.ErrNotPaused},
+		{"running", "resume", true, coracle.ErrNotPaused},
+		{"running", "remove", false, coracle.ErrRunning},
+		{"running", "remove", true, coracle.ErrRunning},
+		{"running", "signal 99", false, coracle.ErrInvalid},
+		{"running", "wait for health", false, errors.ErrUnsupported},
+		{"running", "wait for nothing", false, coracle.ErrInvalid},
+		{"running", "rename taken", false, fs.ErrExist},
+		{"running", "rename taken", true, fs.ErrExist},
+		{"running", "rename nonsense", false, coracle.ErrInvalid},
+		{"running", "update nonsense", true, invalid},
+		{"paused", "pause", false, coracle.ErrPaused},
+		{"paused", "pause", true, coracle.ErrPaused},
+		{"paused", "start", false, coracle.ErrRunning},
+		{"paused", "remove", false, coracle.ErrRunning},
+		{"exited", "pause", false, coracle.ErrNotRunning},
+		{"exited", "pause", true, coracle.ErrNotRunning},
+		{"exited", "resume", false, coracle.ErrNotRunning},
+		{"exited", "kill", false, coracle.ErrNotRunning},
+		{"exited", "top", true, coracle.ErrNotRunning},
+		{"exited", "stats", true, coracle.ErrNotRunning},
+		{"exited", "rename taken", false, fs.ErrExist},
+		{"removed", "start", false, fs.ErrNotExist},
+		{"removed", "restart", false, fs.ErrNotExist},
+		{"removed", "pause", false, fs.ErrNotExist},
+		{"removed", "resume", false, fs.ErrNotExist},
+		{"removed", "update", false, fs.ErrNotExist},
+		{"removed", "rename taken", false, fs.ErrNotExist},
+		{"removed", "inspect", false, fs.ErrNotExist},
+		{"removed", "stats", false, fs.ErrNotExist},
+		{"removed", "top", false, fs.ErrNotExist},
+		{"removed", "wait for running", false, fs.ErrNotExist},
+	} {
+		t.Run(test.state+"/"+test.call, func(t *testing.T) {
+			c := states[test.state]
+			if test.theirs {
+				c = as(t, other, c)
+			}
+			err := calls[test.call](c)
+			matches := errors.Is(err, test.want)
+			if test.want == error(invalid) {
+				matches = errors.As(err, new(*cgroup.InvalidError))
+			}
+			var op *coracle.OpError
+			if !matches || !errors.As(err, &op) || op.Kind != "container" {
+				t.Errorf("got %v (%T), want %v", err, err, test.want)
+			}
+		})
+	}
+	wantStatus(t, coracle.StatusRunning, states["running"])
+	wantStatus(t, coracle.StatusPaused, states["paused"])
+}
+
+// TestRestart: a container that is restarted runs anew, also one that would be removed at its end.
+func TestRestart(t *testing.T) {
+	ctx, eng := t.Context(), engine(t)
+	toolImage(t, eng, nil)
+	for _, auto := range []bool{false, true} {
+		c := runningContainer(t, eng, coracle.ContainerSpec{AutoRemove: auto}, "obey")
+		before, err := c.Inspect(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Pause(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Restart(ctx, nil); err != nil {
+			t.Fatal(err)
+		}
+		after, err := c.Inspect(ctx)
+		if err != nil || after.Status != coracle.StatusRunning || after.PID == before.PID || !after.Started.After(before.Started) {
+			t.Errorf("after the restart: %+v, %v", after, err)
+		}
+		waitForOutput(t, c, "ready\nready\n")
+		if err := c.Stop(ctx, nil); err != nil {
+			t.Fatal(err)
+		}
+		if auto {
+			c.Cleaned()
+			if _, err := eng.Container(ctx, c.ID()); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("it is not removed after the restart: %v", err)
+			}
+			continue
+		}
+		// One that is stopped is started.
+		if err := c.Restart(ctx, nil); err != nil {
+			t.Error(err)
+		}
+		wantStatus(t, coracle.StatusRunning, c)
+	}
+}
+
+func TestStopAtOnce(t *testing.T) {
+	ctx, eng := t.Context(), engine(t)
+	toolImage(t, eng, nil)
+	for name, spec := range map[string]coracle.ContainerSpec{"option": {}, "spec": {StopTimeout: coracle.StopAtOnce}} {
+		c := runningContainer(t, eng, spec, "stubborn")
+		var opts *coracle.StopOptions
+		if name == "option" {
+			opts = &coracle.StopOptions{Timeout: coracle.StopAtOnce}
+		}
+		start := time.Now()
+		if err := c.Stop(ctx, opts); err != nil {
+			t.Fatal(err)
+		}
+		if d := time.Since(start); d > 2*time.Second {
+			t.Errorf("%s: it took %v", name, d)
+		}
+		wantExit(t, c, -1, syscall.SIGKILL)
+	}
+}
+
+func TestParseSignal(t *testing.T) {
+	for name, want := range map[string]syscall.Signal{
+		"SIGTERM": 15, "term": 15, "sigkill": 9, "15": 15, "64": 64, "HUP": 1, "SIGRTMIN": 34, "RTMIN+3": 37, "SIGRTMAX": 64, "rtmax-1": 63, "SIGSTOP": 19,
+	} {
+		if got, err := coracle.ParseSignal(name); err != nil || got != want {
+			t.Errorf("%s: %d, %v, want %d", name, got, err, want)
+		}
+	}
+	for _, name := range []string{"", "0", "65", "-1", "SIG", "SIGNOTHING", "RTMIN+31", "RTMAX-31", "RTMAX+1", "TERM ", "1x"} {
+		if got, err := coracle.ParseSignal(name); !errors.Is(err, coracle.ErrInvalid) {
+			t.Errorf("%q: %d, %v", name, got, err)
+		}
+	}
+}
+
+// TestRename: by its owner and by others, running or not; every handle and every way of finding it see the new name.
+func TestRename(t *testing.T) {
+	ctx, eng := t.Context(), engine(t)
+	toolImage(t, eng, nil)
+	other := another(t, eng)
+	c := runningContainer(t, eng, coracle.ContainerSpec{Name: "first"}, "obey")
+	theirs := as(t, other, c)
+	names := func() string {
+		entries, err := os.ReadDir(filepath.Join(eng.Root(), "names"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var list []string
+		for _, e := range entries {
+			list = append(list, e.Name())
+		}
+		return strings.Join(list, " ")
+	}
+	want := func(name string) {
+		t.Helper()
+		for i, c := range []*coracle.Container{c, theirs} {
+			if c.Name() != name {
+				t.Errorf("handle %d: the name is %q, want %q", i, c.Name(), name)
+			}
+			if info, err := c.Inspect(ctx); err != nil || info.Name != name || info.Spec.Name != name {
+				t.Errorf("inspect %d: %+v, %v", i, info, err)
+			}
+		}
+		for _, e := range []*coracle.Engine{eng, other} {
+			if found, err := e.Container(ctx, name); err != nil || found.ID() != c.ID() || found.Name() != name {
+				t.Errorf("find %q: %v, %v", name, found, err)
+			}
+		}
+		if got := names(); got != name {
+			t.Errorf("names: %q, want %q", got, name)
+		}
+	}
+	want("first")
+	if err := theirs.Rename(ctx, "second"); err != nil {
+		t.Fatal(err)
+	}
+	want("second")
+	if _, err := eng.Container(ctx, "first"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the old name: %v", err)
+	}
+	if err := c.Rename(ctx, "third"); err != nil {
+		t.Fatal(err)
+	}
+	want("third")
+	if err := c.Rename(ctx, "third"); err != nil {
+		t.Errorf("its own name: %v", err)
+	}
+	if err := c.Stop(ctx, nil); err != nil {
+		t.Fatal(err)
+	}
+	want("third")
+	if err := theirs.Rename(ctx, "fourth"); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Start(ctx); err != nil {
+		t.Fatal(err)
+	}
+	want("fourth")
+	if err := c.Remove(ctx, &coracle.RemoveOptions{Force: true}); err != nil {
+		t.Fatal(err)
+	}
+	if got := names(); got != "" {
+		t.Errorf("names left: %q", got)
+	}
+	// One without a name gets one, and with AutoRemove it goes by the new name.
+	auto := runningContainer(t, eng, coracle.ContainerSpec{AutoRemove: true}, "obey")
+	if err := as(t, other, auto).Rename(ctx, "auto"); err != nil {
+		t.Fatal(err)
+	}
+	if err := auto.Kill(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := auto.Wait(ctx); err != nil {
+		t.Fatal(err)
+	}
+	auto.Cleaned()
+	if got := names(); got != "" {
+		t.Errorf("names left: %q", got)
+	}
+	// Two containers race for a name: one gets it.
+	var list []*coracle.Container
+	for i := range 4 {
+		c, err := []*coracle.Engine{eng, other}[i%2].Create(ctx, &coracle.ContainerSpec{Image: "tool"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		list = append(list, c)
+	}
+	var wg sync.WaitGroup
+	errs := make([]error, len(list))
+	for i, c := range list {
+		wg.Go(func() { errs[i] = c.Rename(ctx, "one") })
+	}
+	wg.Wait()
+	won := 0
+	for _, err := range errs {
+		if err == nil {
+			won++
+		} else if !errors.Is(err, fs.ErrExist) {
+			t.Error(err)
+		}
+	}
+	if won != 1 {
+		t.Errorf("%d containers have the name: %v", won, errs)
+	}
+}
+
+// limitsOf reads limits as the kernel has them, of version 1 or 2.
+func limitsOf(t testing.TB, eng *coracle.Engine, c *coracle.Container) string {
+	t.Helper()
+	read := func(names ...string) string {
+		for _, name := range names {
+			for _, pattern := range []string{"/sys/fs/cgroup/*/coracle/", "/sys/fs/cgroup/coracle/"} {
+				files, _ := filepath.Glob(pattern + eng.GroupPrefix() + c.ID() + "/" + name)
+				for _, f := range files {
+					if b, err := os.ReadFile(f); err == nil {
+						return strings.TrimSpace(string(b))
+					}
+				}
+			}
+		}
+		return "none"
+	}
+	return fmt.Sprintf("memory %s, quota %s, pids %s, cpus %s", read("memory.limit_in_bytes", "memory.max"), read("cpu.cfs_quota_us", "cpu.max"),
+		read("pids.max"), read("cpuset.cpus"))
+}
+
+// TestUpdate: limits change at once and for the next starts, all or none of them.
+func TestUpdate(t *testing.T) {
+	ctx, eng := t.Context(), engine(t)
+	toolImage(t, eng, nil)
+	other := another(t, eng)
+	quota := func(us int) string { return fmt.Sprint(us) }
+	if unified() {
+		quota = func(us int) string { return fmt.Sprint(us, " 100000") }
+	}
+	c := runningContainer(t, eng, coracle.ContainerSpec{Limits: cgroup.Limits{Memory: 64 << 20, PIDs: 100, CPUs: 0.5, CPUSetCPUs: "0"}}, "obey")
+	want := func(what string, memory int64, us, pids int) {
+		t.Helper()
+		if got, want := limitsOf(t, eng, c), fmt.Sprintf("memory %d, quota %s, pids %d, cpus 0", memory, quota(us), pids); got != want {
+			t.Errorf("%s: %s, want %s", what, got, want)
+		}
+		for _, c := range []*coracle.Container{c, as(t, other, c)} {
+			info, err := c.Inspect(ctx)
+			l := info.Spec.Limits
+			if err != nil || l.Memory != memory || l.PIDs != int64(pids) || l.CPUs != float64(us)/100000 {
+				t.Errorf("%s: the spec has %+v, %v", what, l, err)
+			}
+		}
+	}
+	want("before", 64<<20, 50000, 100)
+	if err := as(t, other, c).Update(ctx, cgroup.Limits{Memory: 128 << 20}); err != nil {
+		t.Fatal(err)
+	}
+	want("more memory", 128<<20, 50000, 100)
+	if err := c.Update(ctx, cgroup.Limits{PIDs: 50, CPUs: 1, Memory: 96 << 20}); err != nil {
+		t.Fatal(err)
+	}
+	want("several", 96<<20, 100000, 50)
+	var le *cgroup.LimitError
+	if err := c.Update(ctx, cgroup.Limits{PIDs: 20, CPUs: 0.25, Memory: 64 << 20, CPUSetCPUs: "4000"}); !errors.As(err, &le) {
+		t.Errorf("processors that there are not: %v", err)
+	}
+	want("refused", 96<<20, 100000, 50)
+	if err := c.Update(ctx, cgroup.Limits{PIDs: 20, Memory: 4096}); !errors.Is(err, syscall.EBUSY) {
+		t.Errorf("less memory than it holds: %v", err)
+	}
+	want("too little memory", 96<<20, 100000, 50)
+	if err := c.Update(ctx, cgroup.Limits{MemorySwap: 1 << 20}); !errors.As(err, new(*cgroup.InvalidError)) {
+		t.Errorf("less swap than the memory that stays: %v", err)
+	}
+	if err := c.Pause(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Update(ctx, cgroup.Limits{PIDs: 60}); err != nil {
+		t.Errorf("while it is paused: %v", err)
+	}
+	want("paused", 96<<20, 100000, 60)
+	if err := c.Restart(ctx, nil); err != nil {
+		t.Fatal(err)
+	}
+	want("restarted", 96<<20, 100000, 60)
+	if err := c.Stop(ctx, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := as(t, other, c).Update(ctx, cgroup.Limits{PIDs: 70}); err != nil {
+		t.Errorf("while it is stopped: %v", err)
+	}
+	if err := c.Start(ctx); err != nil {
+		t.Fatal(err)
+	}
+	want("stopped and started", 96<<20, 100000, 70)
+	if err := c.Update(ctx, cgroup.Limits{PIDs: -1, Memory: -1, CPUs: -1}); err != nil {
+		t.Fatal(err)
+	}
+	info, err := c.Inspect(ctx)
+	if l := info.Spec.Limits; err != nil || l.Memory != 0 || l.MemorySwap != 0 || l.PIDs != 0 || l.CPUs != 0 || l.CPUSetCPUs != "0" {
+		t.Errorf("lifted: %+v, %v", l, err)
+	}
+	s, err := c.Stats(ctx)
+	if err != nil || s.Memory.Limit != 0 || s.PIDs.Limit != 0 {
+		t.Errorf("lifted: %+v, %v", s, err)
+	}
+	if err := c.Restart(ctx, nil); err != nil {
+		t.Error(err)
+	}
+}
+
+func unified() bool {
+	var st unix.Statfs_t
+	return unix.Statfs("/sys/fs/cgroup", &st) == nil && st.Type == unix.CGROUP2_SUPER_MAGIC
+}
+
+// TestWaitFor: conditions of one's own containers and of others', by many waiters at once.
+func TestWaitFor(t *testing.T) {
+	ctx, eng := t.Context(), engine(t)
+	toolImage(t, eng, nil)
+	other := another(t, eng)
+	c, err := eng.Create(ctx, &coracle.ContainerSpec{Name: "c", Image: "tool", Args: []string{"obey"}, Stdout: &syncBuffer{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const waiters = 500 // in each of two engines
+	wait := func(cond coracle.Condition) (all func(within time.Duration)) {
+		errs := make(chan error, 2*waiters)
+		for range waiters {
+			for _, e := range []*coracle.Engine{eng, other} {
+				found := as(t, e, c)
+				go func() { errs <- found.WaitFor(ctx, cond) }()
+			}
+		}
+		time.Sleep(20 * time.Millisecond)
+		select {
+		case err := <-errs:
+			t.Fatalf("%s holds already: %v", cond, err)
+		default:
+		}
+		return func(within time.Duration) {
+			t.Helper()
+			start := time.Now()
+			for range 2 * waiters {
+				select {
+				case err := <-errs:
+					if err != nil {
+						t.Fatalf("%s: %v", cond, err)
+					}
+				case <-time.After(20 * time.Second):
+					t.Fatalf("a waiter for %s waits on", cond)
+				}
+			}
+			if d := time.Since(start); d > within {
+				t.Errorf("%d waiters for %s took %v", 2*waiters, cond, d)
+			}
+		}
+	}
+	fds := func() int { list, _ := os.ReadDir("/proc/self/fd"); return len(list) }
+	before := fds()
+	running := wait(coracle.ConditionRunning)
+	exited := wait(coracle.ConditionExited)
+	if n := fds() - before; n > 10 {
+		t.Errorf("%d waiters need %d descriptors", 4*waiters, n)
+	}
+	if err := c.Start(ctx); err != nil {
+		t.Fatal(err)
+	}
+	running(5 * time.Second)
+	removed := wait(coracle.ConditionRemoved)
+	if err := c.WaitFor(ctx, coracle.ConditionRunning); err != nil {
+		t.Errorf("running, while it is: %v", err)
+	}
+	waitForOutput(t, c, "ready")
+	if err := c.Stop(ctx, nil); err != nil {
+		t.Fatal(err)
+	}
+	exited(5 * time.Second)
+	if err := as(t, other, c).WaitFor(ctx, coracle.ConditionExited); err != nil {
+		t.Errorf("exited, when it has: %v", err)
+	}
+	short, cancel := context.WithTimeout(ctx, 10*time.Millisecond)
+	defer cancel()
+	if err := c.WaitFor(short, coracle.ConditionRunning); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("running, with a context that ends: %v", err)
+	}
+	if err := c.Remove(ctx, nil); err != nil {
+		t.Fatal(err)
+	}
+	removed(5 * time.Second)
+	if err := c.WaitFor(ctx, coracle.ConditionRemoved); err != nil {
+		t.Errorf("removed, when it is: %v", err)
+	}
+	// What removes itself has exited.
+	auto := runningContainer(t, eng, coracle.ContainerSpec{AutoRemove: true}, "obey")
+	theirs := as(t, other, auto)
+	errs := make(chan error)
+	go func() { errs <- theirs.WaitFor(ctx, coracle.ConditionExited) }()
+	time.Sleep(10 * time.Millisecond)
+	if err := auto.Kill(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-errs; err != nil {
+		t.Error(err)
+	}
+}
+
+// TestWaitForThread: waiting for another program's container takes no thread.
+func TestWaitForThread(t *testing.T) {
+	ctx, eng := t.Context(), engine(t)
+	toolImage(t, eng, nil)
+	c := runningContainer(t, eng, coracle.ContainerSpec{}, "obey")
+	theirs := as(t, another(t, eng), c)
+	threads := func() int { list, _ := os.ReadDir("/proc/self/task"); return len(list) }
+	before := threads()
+	const waiters = 200
+	errs := make(chan error, waiters)
+	for range waiters {
+		go func() { _, err := theirs.Wait(ctx); errs <- err }()
+	}
+	time.Sleep(100 * time.Millisecond)
+	if n := threads() - before; n > 20 {
+		t.Errorf("%d waiters have %d threads", waiters, n)
+	}
+	if err := c.Stop(ctx, nil); err != nil {
+		t.Fatal(err)
+	}
+	for range waiters {
+		if err := <-errs; err != nil {
+			t.Fatal(err)
+		}
+	}
+	canceled, cancel := context.WithCancel(ctx)
+	cancel()
+	c2 := runningContainer(t, eng, coracle.ContainerSpec{}, "obey")
+	if _, err := as(t, another(t, eng), c2).Wait(canceled); !errors.Is(err, context.Canceled) {
+		t.Errorf("with a context that has ended: %v", err)
+	}
+}
+
+// TestTop: what is in the container shows, with both its numbers, whatever it calls itself.
+func TestTop(t *testing.T) {
+	ctx, eng := t.Context(), engine(t)
+	toolImage(t, eng, nil)
+	other := another(t, eng)
+	evil := "x) R 1 1\nUid:\t0\x1b[2J" + strings.Repeat("y", 10000)
+	c := runningContainer(t, eng, coracle.ContainerSpec{User: "1000:1000", Init: true}, "daemon", "sleep", "60000", evil)
+	var list []coracle.ProcessInfo
+	for deadline := time.Now().Add(20 * time.Second); len(list) != 3; {
+		var err error
+		if list, err = as(t, other, c).Top(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("processes: %+v", list)
+		}
+	}
+	info, err := c.Inspect(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := list[slices.IndexFunc(list, func(p coracle.ProcessInfo) bool { return p.ContainerPID == 1 })]
+	if first.PID != info.PID || first.Command != "coracle-init" {
+		t.Errorf("the first process: %+v, want pid %d", first, info.PID)
+	}
+	for _, p := range list {
+		if p.UID != 1000 || p.GID != 1000 || p.PID <= 0 || p.ContainerPID < 1 || p.ContainerPID == p.PID || p.Threads < 1 || p.RSS < 0 ||
+			time.Since(p.Started) > time.Minute || time.Since(p.Started) < -time.Second || !strings.Contains("RSDTtZI", p.State) {
+			t.Errorf("process %+v", p)
+		}
+		if p.ContainerPID > 1 && (len(p.Args) < 3 || p.Args[0] != "/tool" && p.Args[0] != "tool") {
+			t.Errorf("arguments %.100q", p.Args)
+		}
+		if n := len(strings.Join(p.Args, " ")); n > 4096 {
+			t.Errorf("%d bytes of arguments", n)
+		}
+	}
+	if err := c.Pause(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if paused, err := c.Top(ctx); err != nil || len(paused) != len(list) {
+		t.Errorf("paused: %+v, %v", paused, err)
+	}
+}
+
+// TestTopWhileTheyGo: processes that come and go are no error.
+func TestTopWhileTheyGo(t *testing.T) {
+	ctx, eng := t.Context(), engine(t)
+	toolImage(t, eng, nil)
+	done := make(chan struct{})
+	var wg sync.WaitGroup
+	for range 2 {
+		wg.Go(func() {
+			for {
+				select {
+				case <-done:
+					return
+				default:
+				}
+				if err := eng.Run(ctx, &coracle.ContainerSpec{Image: "tool", Args: []string{"forks", "20"}}); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	for end := time.Now().Add(time.Second); time.Now().Before(end); {
+		list, err := eng.Containers(ctx, nil)
+		if err != nil {
+			t.Error(err)
+		}
+		for _, c := range list {
+			if _, err := c.Top(ctx); err != nil && !errors.Is(err, coracle.ErrNotRunning) && !errors.Is(err, fs.ErrNotExist) {
+				t.Error(err)
+			}
+			if _, err := c.Stats(ctx); err != nil && !errors.Is(err, coracle.ErrNotRunning) && !errors.Is(err, fs.ErrNotExist) {
+				t.Error(err)
+			}
+		}
+	}
+	close(done)
+	wg.Wait()
+}
+
+func TestStats(t *testing.T) {
+	ctx, eng := t.Context(), engine(t)
+	toolImage(t, eng, nil)
+	c := runningContainer(t, eng, coracle.ContainerSpec{Limits: cgroup.Limits{Memory: 256 << 20, PIDs: 100}}, "spin")
+	theirs := as(t, another(t, eng), c)
+	s, err := theirs.Stats(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.CPU == nil || s.Memory == nil || s.PIDs == nil || s.PIDs.Current < 1 || s.PIDs.Limit != 100 || s.MemoryLimit != 256<<20 ||
+		s.MemoryUsage == 0 || s.MemoryUsage > s.Memory.Usage || s.MemoryPercent <= 0 || s.MemoryPercent > 100 || s.CPUPercent != 0 {
+		b, _ := json.Marshal(s)
+		t.Errorf("stats: %s", b)
+	}
+	n := 0
+	for s, err := range theirs.StatsStream(ctx, 100*time.Millisecond) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		// A process that does nothing but spin, on a machine with others.
+		if s.CPUPercent < 5 || s.CPUPercent > 150*float64(s.OnlineCPUs) || s.Interval < 50*time.Millisecond {
+			t.Errorf("sample %d: %.0f percent in %v", n, s.CPUPercent, s.Interval)
+		}
+		if n++; n == 3 {
+			break
+		}
+	}
+	if err := c.Pause(ctx); err != nil {
+		t.Fatal(err)
+	}
+	for s, err := range c.StatsStream(ctx, 50*time.Millisecond) {
+		if err != nil || s.CPUPercent > 1 {
+			t.Errorf("paused: %+v, %v", s, err)
+		}
+		break
+	}
+	// The stream ends with the container.
+	time.AfterFunc(50*time.Millisecond, func() { c.Kill(ctx) })
+	start := time.Now()
+	for s, err := range theirs.StatsStream(ctx, time.Hour) {
+		t.Errorf("a sample at the end: %+v, %v", s, err)
+	}
+	if d := time.Since(start); d > 10*time.Second {
+		t.Errorf("the stream ended after %v", d)
+	}
+	canceled, cancel := context.WithCancel(ctx)
+	cancel()
+	c2 := runningContainer(t, eng, coracle.ContainerSpec{}, "obey")
+	var last error
+	for _, last = range c2.StatsStream(canceled, time.Hour) {
+	}
+	if !errors.Is(last, context.Canceled) {
+		t.Errorf("with a context that has ended: %v", last)
+	}
+}
+
+// TestInitContainer: an init forwards and reaps in whole containers too.
+func TestInitContainer(t *testing.T) {
+	ctx, eng := t.Context(), engine(t)
+	toolImage(t, eng, nil)
+	c := runningContainer(t, eng, coracle.ContainerSpec{Init: true, User: "alice"}, "obey")
+	// Others join it, and leave it what they do not wait for.
+	if out, err := c.Command("/tool", "echo", "joined").Output(ctx); err != nil || string(out) != "joined\n" {
+		t.Errorf("a command: %q, %v", out, err)
+	}
+	if err := c.Stop(ctx, nil); err != nil {
+		t.Fatal(err)
+	}
+	wantExit(t, c, int(syscall.SIGTERM), 0)
+	var exit *coracle.ExitError
+	if err := eng.Run(ctx, &coracle.ContainerSpec{Image: "tool", Init: true, Args: []string{"kill-self", "9"}}); !errors.As(err, &exit) || exit.Code != 128+9 {
+		t.Errorf("killed: %v", err)
+	}
+	r := report(t, eng, coracle.ContainerSpec{Init: true})
+	if r.PID != 2 || r.PPID != 1 || r.PGID != 2 || r.Exe1 != "" || r.Environ1 != "" {
+		t.Errorf("behind an init: pid %d, parent %d, group %d, /proc/1/exe %q, environ %q", r.PID, r.PPID, r.PGID, r.Exe1, r.Environ1)
+	}
+}
+
+// TestOOM: that the kernel killed something for want of memory shows, whichever process it was.
+func TestOOM(t *testing.T) {
+	ctx, eng := t.Context(), engine(t)
+	toolImage(t, eng, nil)
+	limits := cgroup.Limits{Memory: 64 << 20, MemorySwap: 64 << 20}
+	for _, init := range []bool{false, true} {
+		var exit *coracle.ExitError
+		err := eng.Run(ctx, &coracle.ContainerSpec{Image: "tool", Init: init, Limits: limits, Args: []string{"hog", "200"}})
+		if !errors.As(err, &exit) || !exit.OOMKilled {
+			t.Errorf("init %v: %v", init, err)
+		} else if init && exit.Code != 128+9 || !init && exit.Signal != syscall.SIGKILL {
+			t.Errorf("init %v: %+v", init, exit.ExitStatus)
+		}
+		// A child is killed, and the container goes on.
+		c := runningContainer(t, eng, coracle.ContainerSpec{Init: init, Limits: limits}, "daemon", "hog", "200")
+		for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+			s, err := c.Stats(ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if s.Memory.OOMKills > 0 {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("init %v: no process was killed: %+v", init, s.Memory)
+			}
+		}
+		wantStatus(t, coracle.StatusRunning, c)
+		if err := c.Stop(ctx, &coracle.StopOptions{Timeout: coracle.StopAtOnce}); err != nil {
+			t.Fatal(err)
+		}
+		if exit, err := c.Wait(ctx); err != nil || !exit.OOMKilled {
+			t.Errorf("init %v: %+v, %v", init, exit, err)
+		}
+	}
+}
+
+// TestControlDetached: what runs under a keeper is controlled by any program, also after the one that started it.
+func TestControlDetached(t *testing.T) {
+	ctx, first := t.Context(), engine(t)
+	toolImage(t, first, nil)
+	create := func(spec coracle.ContainerSpec) *coracle.Container {
+		t.Helper()
+		spec.Image, spec.Args, spec.Detached = "tool", []string{"stubborn"}, true
+		c, err := first.Create(ctx, &spec)
+		if err == nil {
+			err = c.Start(ctx)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	id := create(coracle.ContainerSpec{Name: "kept", Init: true}).ID()
+	auto := create(coracle.ContainerSpec{Name: "auto", AutoRemove: true}).ID()
+	eng := another(t, first)
+	must(first.Close())
+	other := another(t, eng)
+	find := func(e *coracle.Engine, id string) *coracle.Container {
+		t.Helper()
+		c, err := e.Container(ctx, id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	c, theirs := find(eng, id), find(other, id)
+	must(c.Pause(ctx))
+	wantStatus(t, coracle.StatusPaused, c, theirs)
+	must(theirs.Rename(ctx, "renamed"))
+	must(c.Update(ctx, cgroup.Limits{PIDs: 77}))
+	if s, err := theirs.Stats(ctx); err != nil || s.PIDs.Limit != 77 {
+		t.Errorf("stats: %+v, %v", s, err)
+	}
+	if list, err := theirs.Top(ctx); err != nil || len(list) != 2 || list[0].Command != "coracle-init" {
+		t.Errorf("top: %+v, %v", list, err)
+	}
+	before, err := c.Inspect(ctx)
+	must(err)
+	must(theirs.Restart(ctx, &coracle.StopOptions{Timeout: coracle.StopAtOnce}))
+	after, err := c.Inspect(ctx)
+	if err != nil || after.Status != coracle.StatusRunning || after.PID == before.PID || after.Name != "renamed" {
+		t.Errorf("restarted: %+v, %v", after, err)
+	}
+	ended := make(chan error, 2)
+	for _, c := range []*coracle.Container{c, theirs} {
+		go func() { ended <- c.WaitFor(ctx, coracle.ConditionExited) }()
+	}
+	must(theirs.Pause(ctx))
+	must(c.Kill(ctx))
+	must(<-ended)
+	must(<-ended)
+	wantStatus(t, coracle.StatusExited, c, theirs)
+	wantExit(t, c, -1, syscall.SIGKILL)
+	must(c.Remove(ctx, nil))
+
+	c = find(eng, auto)
+	must(c.Restart(ctx, &coracle.StopOptions{Timeout: coracle.StopAtOnce}))
+	wantStatus(t, coracle.StatusRunning, c, find(other, auto))
+	theirs = find(other, auto)
+	go func() { ended <- theirs.WaitFor(ctx, coracle.ConditionRemoved) }()
+	time.Sleep(10 * time.Millisecond)
+	must(c.Kill(ctx))
+	must(<-ended)
+}
+
+// TestControlEvents: what is done to a container is told, under its name at that time.
+func TestControlEvents(t *testing.T) {
+	ctx, eng := t.Context(), engine(t)
+	toolImage(t, eng, nil)
+	c := runningContainer(t, eng, coracle.ContainerSpec{Name: "first"}, "obey")
+	stop := &coracle.StopOptions{Timeout: coracle.StopAtOnce}
+	for _, do := range []func() error{
+		func() error { return c.Pause(ctx) }, func() error { return c.Rename(ctx, "second") }, func() error { return c.Resume(ctx) },
+		func() error { return c.Update(ctx, cgroup.Limits{PIDs: 50}) }, func() error { return c.Restart(ctx, stop) },
+		func() error { waitForOutput(t, c, "ready\nready\n"); return nil },
+		func() error { return c.Pause(ctx) }, func() error { return c.Stop(ctx, &coracle.StopOptions{Timeout: time.Minute}) },
+	} {
+		if err := do(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var told []string
+	filter := coracle.EventFilter{Actions: []coracle.EventAction{coracle.ActionPause, coracle.ActionUnpause, coracle.ActionRename, coracle.ActionUpdate, coracle.ActionRestart}}
+	for ev, err := range eng.Events(ctx, &coracle.EventOptions{Filter: filter}) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		told = append(told, strings.TrimSpace(fmt.Sprint(ev.Name, " ", ev.Action, " ", ev.Attributes["oldName"])))
+	}
+	want := []string{"first pause", "second rename first", "second unpause", "second update", "second restart", "second pause", "second unpause"}
+	if !slices.Equal(told, want) {
+		t.Errorf("events %q, want %q", told, want)
+	}
+}

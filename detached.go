@@ -1,0 +1,282 @@
+package coracle
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/coracle-dev/coracle/cgroup"
+	"github.com/coracle-dev/coracle/internal/crashpoint"
+	"github.com/coracle-dev/coracle/internal/filelock"
+	"github.com/coracle-dev/coracle/internal/lockorder"
+	"github.com/coracle-dev/coracle/internal/statefile"
+	"github.com/coracle-dev/coracle/nsexec"
+)
+
+// A detached container is kept by its guard, the keeper: no engine owns it. While it runs there is
+//
+//	containers/<id>/state.json   says that it runs, and which process keeps it
+//	containers/<id>/keeper       the exit record that the keeper fills in, see nsexec.Record
+//	detached/<id>                says that somebody has to note its end and remove its cgroup
+//
+// That it has ended is what the record says, or what the keeper's death says. Any engine may note it, under the
+// container's lock: settle.
+
+const recordName = "keeper"
+
+func (e *Engine) detachedDir() string { return filepath.Join(e.root, "detached") }
+
+// keeperJoin makes the group that the keepers of this root live in, where it is missing, and opens what joins it. Until
+// done is called, nobody removes the group.
+func (e *Engine) keeperJoin(ctx context.Context) (_ *cgroup.Join, done func(), err error) {
+	lock, err := os.OpenFile(filepath.Join(e.root, "keepers.lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := filelock.RLock(ctx, lock); err != nil {
+		lock.Close()
+		return nil, nil, err
+	}
+	released := lockorder.Taken(lockorder.Keepers, "keepers.lock")
+	done = func() {
+		released()
+		lock.Close()
+	}
+	group, err := e.cgroups.Create(e.keepersName(), nil)
+	if errors.Is(err, fs.ErrExist) {
+		group, err = e.cgroups.Load(e.keepersName())
+	}
+	if err != nil {
+		done()
+		return nil, nil, fmt.Errorf("make the cgroup of the keepers: %w", err)
+	}
+	join, err := group.Join()
+	if err != nil {
+		done()
+		return nil, nil, err
+	}
+	return join, done, nil
+}
+
+func (e *Engine) keepersName() string { return e.groupPrefix() + "keepers" }
+
+// removeKeepers removes the keepers' group if there is no keeper, and nobody is about to make one.
+func (e *Engine) removeKeepers() error {
+	lock, err := os.OpenFile(filepath.Join(e.root, "keepers.lock"), os.O_RDWR, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // there has never been one
+	}
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if locked, err := filelock.TryLock(lock); err != nil || !locked {
+		return err
+	}
+	defer lockorder.Taken(lockorder.Keepers, "keepers.lock")()
+	group, err := e.cgroups.Load(e.keepersName())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if pids, err := group.Procs(); err != nil || len(pids) > 0 {
+		return err
+	}
+	return group.Remove(context.Background())
+}
+
+// release notes that a detached container runs and lets it go. The container is locked.
+func (c *Container) release(ctx context.Context, st *containerState, r *run) (err error) {
+	e, d := c.eng, r.detached
+	defer func() {
+		if err != nil {
+			d.Abandon()
+			err = errors.Join(err, r.group.Remove(context.WithoutCancel(ctx)))
+		}
+	}()
+	if err := os.MkdirAll(e.detachedDir(), 0o700); err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(e.detachedDir(), c.id), nil, 0o600); err != nil {
+		return err
+	}
+	crashpoint.At("detach: marked")
+	if err := c.writeConfig(r); err != nil {
+		return err
+	}
+	next := *st
+	next.Owner, next.Status, next.Started, next.Finished, next.Exit = "", StatusRunning, time.Now(), time.Time{}, nil
+	next.Starts++
+	next.PID, next.KeeperPID = d.PID(), d.KeeperPID()
+	if next.PID != 0 { // else it has ended already
+		next.BootID, next.StartTime = processIdentity(next.PID)
+	}
+	next.BootID, next.KeeperStart = processIdentity(next.KeeperPID)
+	if next.KeeperPID == 0 || next.KeeperStart == 0 {
+		return nsexec.ErrDied
+	}
+	if err := statefile.Write(e.containerDir(c.id), "state.json", &next); err != nil {
+		return err
+	}
+	crashpoint.At("detach: noted")
+	if err := d.Release(); err != nil {
+		// The keeper is gone and has left a record, or nobody knows.
+		return errors.Join(err, c.settleLocked(context.WithoutCancel(ctx), e.derived(&next)))
+	}
+	e.disown(c.id)
+	c.mu.Lock()
+	c.state, c.run = nil, nil // what is on disk counts
+	c.mu.Unlock()
+	e.emitContainer(&next, ActionStart)
+	e.follow(c)
+	return nil
+}
+
+// follow notes the end of a detached container as soon as it comes, while the engine is open.
+func (e *Engine) follow(c *Container) {
+	_, done, err := e.begin(context.Background())
+	if err != nil {
+		return
+	}
+	go func() {
+		defer done()
+		if _, err := c.wait(e.closing); err != nil && e.closing.Err() == nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, ErrNotRunning) {
+			e.log.Warn("wait for a detached container", "container", c.name, "id", c.id, "error", err)
+		}
+	}()
+}
+
+// derived completes a state from the disk by what only its keeper knows. The result says that it has ended, while
+// KeeperPID is not zero, if that has to be noted.
+func (e *Engine) derived(st *containerState) *containerState {
+	if st.Status != StatusRunning || st.KeeperPID == 0 {
+		return st
+	}
+	record, err := e.keeperRecord(st.ID)
+	if err != nil || !record.Ended {
+		if processLives(st.KeeperPID, st.BootID, st.KeeperStart) {
+			return st
+		}
+		record, err = e.keeperRecord(st.ID) // it may have ended between the two
+	}
+	next := *st
+	next.Status, next.PID = StatusExited, 0
+	switch {
+	case err == nil && record.Ended:
+		next.Exit, next.Finished = newExitStatus(record.Status), record.Finished
+		next.Exit.OOMKilled = cgroup.ParseOOMKills(record.MemoryEvents) > 0
+	default:
+		next.Exit = &ExitStatus{Code: -1, Unknown: true}
+	}
+	return &next
+}
+
+func (e *Engine) keeperRecord(id string) (nsexec.Record, error) {
+	f, err := os.Open(filepath.Join(e.containerDir(id), recordName))
+	if err != nil {
+		return nsexec.Record{}, err
+	}
+	defer f.Close()
+	return nsexec.ReadRecord(f)
+}
+
+// kept reports whether the container runs under its keeper: it is nobody's to sweep.
+func (st *containerState) kept() bool { return st.KeeperPID != 0 && st.Status == StatusRunning }
+
+// unsettled reports whether the end of a detached container has to be noted.
+func (st *containerState) unsettled() bool { return st.KeeperPID != 0 && st.Status != StatusRunning }
+
+// settle notes the end of a detached container, if it has ended and nobody has done so, and removes what it needs no
+// more: its cgroup, and with AutoRemove all of it.
+func (c *Container) settle(ctx context.Context) error {
+	st, unlock, err := c.lock(ctx)
+	if errors.Is(err, fs.ErrNotExist) {
+		return c.eng.unmark(c.id)
+	}
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if !st.unsettled() {
+		if st.Status == StatusRunning {
+			return nil
+		}
+		if _, err := os.Lstat(filepath.Join(c.eng.detachedDir(), c.id)); errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		// Whoever was noting it was killed, perhaps before its event.
+		(&pastEvents{eng: c.eng}).settle(ctx, st, true)
+		return c.eng.unmark(c.id)
+	}
+	return c.settleLocked(ctx, st)
+}
+
+func (c *Container) settleLocked(ctx context.Context, st *containerState) error {
+	e := c.eng
+	if err := e.removeGroup(ctx, st.ID); err != nil {
+		return err
+	}
+	crashpoint.At("settle: cgroup gone")
+	if e.removedAtEnd(st) {
+		e.emitDied(st)
+		return e.destroy(ctx, st)
+	}
+	st.KeeperPID, st.KeeperStart = 0, 0
+	if st.Finished.IsZero() {
+		st.Finished = time.Now() // at the latest
+	}
+	if err := statefile.Write(e.containerDir(c.id), "state.json", st); err != nil {
+		return err
+	}
+	crashpoint.At("settle: noted")
+	e.emitDied(st)
+	return e.unmark(c.id)
+}
+
+// unmark removes detached/<id>.
+func (e *Engine) unmark(id string) error {
+	if err := os.Remove(filepath.Join(e.detachedDir(), id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	crashpoint.At("settle: mark gone")
+	return nil
+}
+
+// settleAll notes the ends of detached containers that nobody saw.
+func (e *Engine) settleAll(ctx context.Context) error {
+	entries, err := os.ReadDir(e.detachedDir())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, entry := range entries {
+		id := entry.Name()
+		if !validID(id) {
+			continue
+		}
+		st, err := e.readState(id)
+		if err == nil {
+			if st = e.derived(st); st.Status == StatusRunning {
+				continue
+			}
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			continue // the sweep of all containers and Check see to it
+		}
+		c := &Container{eng: e, id: id}
+		if st != nil {
+			c.name = st.Name
+		}
+		if err := c.settle(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}

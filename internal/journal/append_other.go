@@ -1,0 +1,7 @@
+//go:build !linux
+
+package journal
+
+import "errors"
+
+func (j *Journal) append([]byte) error { return errors.ErrUnsupported }
