@@ -130,6 +130,8 @@ func (c *Container) rename(ctx context.Context, name string) error {
 	}
 	c.renamed.Store(&name)
 	crashpoint.At("rename: noted")
+	st.Name = name
+	e.emitContainer(st, ActionRename, attrOldName, old)
 	if old == name {
 		return nil // it had it without a link: a container that was made without a name
 	}
