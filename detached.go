@@ -21,7 +21,7 @@ import (
 //
 //	containers/<id>/state.json   says that it runs, and which process keeps it
 //	containers/<id>/keeper       the exit record that the keeper fills in, see nsexec.Record
-//	detached/<id>                says that somebody has to note its end and remove its cgroup
+//	detached/<id>                says that somebody has to note its end and remove its cgroup, see the marks below
 //
 // That it has ended is what the record says, or what the keeper's death says. Any engine may note it, under the
 // container's lock: settle.
@@ -103,7 +103,7 @@ func (c *Container) release(ctx context.Context, st *containerState, r *run) (er
 	if err := os.MkdirAll(e.detachedDir(), 0o700); err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(e.detachedDir(), c.id), nil, 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(e.detachedDir(), c.id), []byte{markStarting}, 0o600); err != nil {
 		return err
 	}
 	crashpoint.At("detach: marked")
@@ -134,6 +134,10 @@ func (c *Container) release(ctx context.Context, st *containerState, r *run) (er
 	c.state, c.run = nil, nil // what is on disk counts
 	c.mu.Unlock()
 	e.emitContainer(&next, ActionStart)
+	crashpoint.At("detach: told")
+	if err := e.setMark(c.id, markStarted); err != nil {
+		e.log.Warn("note that a container's start was told", "container", c.name, "id", c.id, "error", err) // whoever notes its end reads all events
+	}
 	e.follow(c)
 	return nil
 }
@@ -225,9 +229,10 @@ func (c *Container) settleLocked(ctx context.Context, st *containerState) error 
 	}
 	crashpoint.At("settle: cgroup gone")
 	if e.removedAtEnd(st) {
-		e.emitDied(st)
+		e.tellEnd(ctx, st)
 		return e.destroy(ctx, st)
 	}
+	told := e.endsToTell(ctx, st)
 	st.KeeperPID, st.KeeperStart = 0, 0
 	if st.Finished.IsZero() {
 		st.Finished = time.Now() // at the latest
@@ -236,8 +241,52 @@ func (c *Container) settleLocked(ctx context.Context, st *containerState) error 
 		return err
 	}
 	crashpoint.At("settle: noted")
-	e.emitDied(st)
+	told()
 	return e.unmark(c.id)
+}
+
+// The mark of a detached container, the one byte in detached/<id>, says which events there are of its last start. A
+// program can be killed between any two steps, and no event may be missing or come twice.
+const (
+	markStarting = '0' // it may be that the start is told
+	markStarted  = '1' // the start is told, the end is not
+	markEnding   = '2' // it may be that the end is told
+)
+
+func (e *Engine) setMark(id string, m byte) error {
+	f, err := os.OpenFile(filepath.Join(e.detachedDir(), id), os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteAt([]byte{m}, 0)
+	return errors.Join(err, f.Close())
+}
+
+// tellEnd appends the events of a start that has ended, those that are not there. The container is locked.
+func (e *Engine) tellEnd(ctx context.Context, st *containerState) { e.endsToTell(ctx, st)() }
+
+// endsToTell is tellEnd in two steps: after the first one everybody knows that the second may have been taken.
+func (e *Engine) endsToTell(ctx context.Context, st *containerState) (tell func()) {
+	mark, err := os.ReadFile(filepath.Join(e.detachedDir(), st.ID))
+	if err == nil && len(mark) == 1 && mark[0] == markStarted {
+		if err := e.setMark(st.ID, markEnding); err != nil {
+			e.log.Warn("note that a container's end is told", "container", st.Name, "id", st.ID, "error", err)
+		}
+		return func() { e.emitDied(st) }
+	}
+	// Somebody was killed, or the host was.
+	past := &pastEvents{eng: e}
+	if c := past.of(ctx, st); (c == nil || !c.running) && (len(mark) != 1 || mark[0] != markEnding) {
+		if c == nil {
+			e.emitContainer(st, ActionCreate)
+		}
+		e.emitContainer(st, ActionStart)
+		if err := e.setMark(st.ID, markEnding); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			e.log.Warn("note that a container's end is told", "container", st.Name, "id", st.ID, "error", err)
+		}
+		return func() { e.emitDied(st) }
+	}
+	return func() { past.settle(ctx, st, true) }
 }
 
 // unmark removes detached/<id>.
