@@ -123,7 +123,7 @@ func alive(st *containerState) bool {
 		return false
 	}
 	defer p.close()
-	return !p.ended()
+	return !p.ended(0)
 }
 
 // group returns the cgroup of a container.

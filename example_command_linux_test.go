@@ -14,23 +14,10 @@ import (
 	"github.com/coracle-dev/coracle"
 )
 
-// exampleRunning starts a container in which /program waits for ever and /bin/hello says so.
-func exampleRunning(ctx context.Context) (c *coracle.Container, done func()) {
-	eng, done := exampleImages(ctx)
-	c, err := eng.Create(ctx, &coracle.ContainerSpec{Name: "db", Image: "pause", AutoRemove: true})
-	if err != nil {
-		log.Fatal(err)
-	}
-	if err := c.Start(ctx); err != nil {
-		log.Fatal(err)
-	}
-	return c, done
-}
-
 // A command in a running container, as with os/exec.
 func ExampleCmd() {
 	ctx := context.Background()
-	c, done := exampleRunning(ctx)
+	c, done := exampleRunning(ctx, coracle.ContainerSpec{Name: "db", AutoRemove: true})
 	defer done()
 	cmd := c.Command("/bin/hello")
 	cmd.Stdout = os.Stdout
@@ -45,7 +32,7 @@ func ExampleCmd() {
 
 func ExampleContainer_Command() {
 	ctx := context.Background()
-	c, done := exampleRunning(ctx)
+	c, done := exampleRunning(ctx, coracle.ContainerSpec{Name: "db", AutoRemove: true})
 	defer done()
 	out, err := c.Command("hello").Output(ctx) // found in /bin
 	fmt.Printf("%s%v\n", out, err)
@@ -60,7 +47,7 @@ func ExampleContainer_Command() {
 // The process of a command can be signalled; a context ends it too.
 func ExampleProcess() {
 	ctx := context.Background()
-	c, done := exampleRunning(ctx)
+	c, done := exampleRunning(ctx, coracle.ContainerSpec{Name: "db", AutoRemove: true})
 	defer done()
 	cmd := c.Command("/program")
 	if err := cmd.Start(ctx); err != nil {
@@ -80,7 +67,7 @@ func ExampleProcess() {
 // A command with a terminal.
 func ExampleTerminalSize() {
 	ctx := context.Background()
-	c, done := exampleRunning(ctx)
+	c, done := exampleRunning(ctx, coracle.ContainerSpec{Name: "db", AutoRemove: true})
 	defer done()
 	cmd := c.Command("/bin/hello")
 	cmd.TTY, cmd.Size = true, coracle.TerminalSize{Rows: 24, Cols: 80}

@@ -342,4 +342,5 @@ var needsRoot = "^(" + strings.Join([]string{
 	"ExampleEvent", "ExampleImageFSOptions", "ExampleImageConfig", "ExampleImageRemoveOptions", "ExampleInUseError", "ExampleContainerPruneOptions", "ExampleContainerUsage",
 	"ExampleContainer_Pause", "ExampleContainer_Update", "ExampleContainer_Rename", "ExampleCondition", "ExampleProcessInfo", "ExampleStats",
 	"ExampleCmd", "ExampleContainer_Command", "ExampleProcess", "ExampleTerminalSize",
+	"ExampleAttachOptions", "ExampleAttachOptions_detachKeys", "ExampleInput",
 }, "|") + ")$"

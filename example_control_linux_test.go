@@ -11,7 +11,7 @@ import (
 	"github.com/coracle-dev/coracle/cgroup"
 )
 
-// exampleRunning starts a container that waits for ever.
+// exampleRunning starts a container in which /program waits for ever and /bin/hello says so.
 func exampleRunning(ctx context.Context, spec coracle.ContainerSpec) (c *coracle.Container, done func()) {
 	eng, done := exampleImages(ctx)
 	spec.Image = "pause"

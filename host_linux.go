@@ -116,9 +116,9 @@ func (p *hostProcess) openRoot(pid int) (*os.File, error) {
 // ended says whether the process has ended, or does so within the time. Unlike signal it knows of one that nobody has
 // waited for yet.
 func (p *hostProcess) ended(within time.Duration) bool {
-	fds := []unix.PollFd{{Fd: int32(p.fd.Fd()), Events: unix.POLLIN}}
-	n, err := unix.Poll(fds, int(within.Milliseconds()))
-	return err == nil && n > 0
+	over := false
+	p.control(func(fd int) { over, _ = readable(fd, within) })
+	return over
 }
 
 // file is the pidfd.
@@ -144,16 +144,9 @@ func (p *hostProcess) control(f func(fd int)) error {
 	return raw.Control(func(fd uintptr) { f(int(fd)) })
 }
 
-// ended reports whether the process has ended; it may still have to be reaped.
-func (p *hostProcess) ended() bool {
-	over := false
-	p.control(func(fd int) { over, _ = readable(fd) })
-	return over
-}
-
-// readable reports whether a pidfd is: its process has ended then.
-func readable(fd int) (bool, error) {
-	n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+// readable reports whether a pidfd is, or becomes so in time: its process has ended then.
+func readable(fd int, within time.Duration) (bool, error) {
+	n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(within.Milliseconds()))
 	if errors.Is(err, unix.EINTR) {
 		err = nil
 	}
@@ -171,7 +164,7 @@ func (p *hostProcess) wait(ctx context.Context) error {
 	ended := false
 	var polled error
 	err = raw.Read(func(fd uintptr) bool {
-		ended, polled = readable(int(fd))
+		ended, polled = readable(int(fd), 0)
 		return ended || polled != nil
 	})
 	switch {

@@ -26,7 +26,6 @@ func openProcess(int, string, uint64) (*hostProcess, error) { return nil, errors
 
 func (*hostProcess) close() {}
 
-func (*hostProcess) ended() bool                    { return true }
 func (*hostProcess) openRoot(int) (*os.File, error) { return nil, errors.ErrUnsupported }
 
 func (*hostProcess) ended(time.Duration) bool { return false }

@@ -130,7 +130,7 @@ func (w *stateWatch) process(d *watched, st *containerState) <-chan struct{} {
 	go func() {
 		defer close(ended)
 		defer p.close()
-		for p.wait(d.ctx) != nil && d.ctx.Err() == nil && !p.ended() {
+		for p.wait(d.ctx) != nil && d.ctx.Err() == nil && !p.ended(0) {
 			time.Sleep(recheckBlind) // the poller does not take it
 		}
 	}()

@@ -39,7 +39,7 @@ func TestMain(m *testing.M) {
 	flag.Parse()
 	if skip := flag.Lookup("test.skip"); os.Geteuid() != 0 && skip != nil && skip.Value.String() == "" {
 		fmt.Println("examples that start processes are skipped: they need root")
-		flag.Set("test.skip", "^Example(|Launcher|Process|StepError|Stdio|Target|TargetOptions|Process_Terminal)$")
+		flag.Set("test.skip", "^Example(|Launcher|Process|StepError|Stdio|Target|TargetOptions|Process_Terminal|Keeper|Detached)$")
 	}
 	before := hostState()
 	code := m.Run()
