@@ -246,6 +246,8 @@ func Run(args []string) int {
 				return die(err)
 			}
 		}
+	case "serve":
+		return serve(args[1:])
 	case "attack":
 		return attack(args[1:])
 	case "report":
