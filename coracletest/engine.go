@@ -36,10 +36,9 @@ func Available() error {
 	return nil
 }
 
-// require skips the test where containers cannot run, or fails it where they have to.
-func require(t testing.TB) {
+// require skips the test where containers cannot run for the reason err, or fails it where they have to.
+func require(t testing.TB, err error) {
 	t.Helper()
-	err := Available()
 	switch {
 	case err == nil:
 	case os.Getenv(RequireEnv) == "all":
@@ -66,7 +65,7 @@ var shared struct {
 // Where containers cannot run it skips the test, or fails it; see [Available] and [RequireEnv].
 func Engine(t testing.TB) *coracle.Engine {
 	t.Helper()
-	require(t)
+	require(t, Available())
 	shared.mu.Lock()
 	defer shared.mu.Unlock()
 	if shared.users == 0 {

@@ -2,6 +2,7 @@ package coracletest
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -9,8 +10,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"crypto/rand"
 
 	"github.com/coracle-dev/coracle"
 )
@@ -31,8 +30,8 @@ func Run(t testing.TB, spec coracle.ContainerSpec, waits ...Wait) *coracle.Conta
 	return RunIn(t, Engine(t), spec, waits...)
 }
 
-// RunIn is [Run] with an engine of the test's own, which has to be open until the test's cleanup functions that were
-// registered before this call run.
+// RunIn is [Run] with an engine of the test's own, which is closed by a cleanup function that was registered before, or
+// later. Nil means that of [Engine].
 func RunIn(t testing.TB, eng *coracle.Engine, spec coracle.ContainerSpec, waits ...Wait) *coracle.Container {
 	t.Helper()
 	c, err := Start(t, eng, spec, waits...)
@@ -49,6 +48,9 @@ func RunIn(t testing.TB, eng *coracle.Engine, spec coracle.ContainerSpec, waits 
 // what it has waited for.
 func Start(t testing.TB, eng *coracle.Engine, spec coracle.ContainerSpec, waits ...Wait) (*coracle.Container, error) {
 	t.Helper()
+	if eng == nil {
+		eng = Engine(t)
+	}
 	if spec.Name == "" {
 		spec.Name = nameFor(t.Name())
 	}
@@ -70,22 +72,27 @@ func Start(t testing.TB, eng *coracle.Engine, spec coracle.ContainerSpec, waits 
 	if err != nil {
 		return nil, err
 	}
-	if err := c.Start(ctx); err != nil {
-		return nil, errors.Join(err, remove(c))
-	}
-	for _, w := range waits {
-		if err := w.Wait(ctx, c); err != nil {
-			return nil, errors.Join(err, remove(c))
-		}
-	}
+	gone := false
 	t.Cleanup(func() {
+		if gone {
+			return
+		}
 		if t.Failed() {
-			t.Logf("%s", describe(c))
+			t.Log(describe(c))
 		}
 		if err := remove(c); err != nil {
 			t.Errorf("remove the container of the test: %v", err)
 		}
 	})
+	err = c.Start(ctx)
+	for i := 0; err == nil && i < len(waits); i++ {
+		err = waits[i].Wait(ctx, c)
+	}
+	if err != nil {
+		left := remove(c)
+		gone = left == nil
+		return nil, errors.Join(err, left)
+	}
 	return c, nil
 }
 

@@ -88,12 +88,15 @@ func (a allOf) Wait(ctx context.Context, c *coracle.Container) error {
 }
 
 // Any waits at the same time for each of the waits, until the first of them succeeds. If none does, the error has all of
-// theirs.
+// theirs. Of no waits at all none succeeds: that is coracle.ErrInvalid.
 func Any(waits ...Wait) Wait { return anyOf(waits) }
 
 type anyOf []Wait
 
 func (a anyOf) Wait(ctx context.Context, c *coracle.Container) error {
+	if len(a) == 0 {
+		return fmt.Errorf("%w: any of no waits", coracle.ErrInvalid)
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	var all sync.WaitGroup
 	defer all.Wait()
