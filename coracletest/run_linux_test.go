@@ -28,7 +28,7 @@ func TestMain(m *testing.M) {
 	flag.Parse()
 	if skip := flag.Lookup("test.skip"); os.Geteuid() != 0 && skip != nil && skip.Value.String() == "" {
 		fmt.Println("examples that start containers are skipped: they need root")
-		flag.Set("test.skip", "^Example(HTTPOptions|WaitFunc|WaitError)$")
+		flag.Set("test.skip", "^Example(HTTPOptions|Wait|WaitFunc|WaitError)$")
 	}
 	if os.Getenv(killedEnv) == "" {
 		root, err := os.MkdirTemp("", "coracle-test-")

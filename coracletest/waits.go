@@ -38,7 +38,9 @@ func (w logWait) Wait(ctx context.Context, c *coracle.Container) error {
 	for line, err := range c.LogLines(limited, &coracle.LogOptions{Follow: true}) {
 		switch {
 		case err != nil: // the loop goes on behind damage only
-			damage = err
+			if limited.Err() == nil {
+				damage = err
+			}
 		case line.Stream != coracle.LogNotes && w.match(line.Text):
 			seen++
 		}
