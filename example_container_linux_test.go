@@ -343,4 +343,5 @@ var needsRoot = "^(" + strings.Join([]string{
 	"ExampleContainer_Pause", "ExampleContainer_Update", "ExampleContainer_Rename", "ExampleCondition", "ExampleProcessInfo", "ExampleStats",
 	"ExampleCmd", "ExampleContainer_Command", "ExampleProcess", "ExampleTerminalSize",
 	"ExampleAttachOptions", "ExampleAttachOptions_detachKeys", "ExampleInput",
+	"ExampleContainer_DialContext",
 }, "|") + ")$"
