@@ -345,4 +345,5 @@ var needsRoot = "^(" + strings.Join([]string{
 	"ExampleAttachOptions", "ExampleAttachOptions_detachKeys", "ExampleInput",
 	"ExampleContainer_Logs", "ExampleContainer_LogLines", "ExampleContainer_CopyLogs", "ExampleLogOptions", "ExampleLogRecord", "ExampleLogLine",
 	"ExampleLogSpec", "ExampleLogMode",
+	"ExampleContainer_DialContext",
 }, "|") + ")$"
