@@ -30,36 +30,72 @@ const recordName = "keeper"
 
 func (e *Engine) detachedDir() string { return filepath.Join(e.root, "detached") }
 
-// keeperJoin makes the group that the keepers of this root live in, where it is missing, and opens what joins it. Until
+// keeperJoin opens what joins the group that the keepers of this root live in, and makes it where it is missing. Until
 // done is called, nobody removes the group.
 func (e *Engine) keeperJoin(ctx context.Context) (_ *cgroup.Join, done func(), err error) {
+	for range 10 { // whoever closes may remove what we have just made
+		unlock, err := e.lockKeepers(ctx, filelock.RLock)
+		if err != nil {
+			return nil, nil, err
+		}
+		join, err := e.loadKeepers()
+		if err == nil {
+			return join, unlock, nil
+		}
+		unlock()
+		if !errors.Is(err, fs.ErrNotExist) {
+			return nil, nil, fmt.Errorf("open the cgroup of the keepers: %w", err)
+		}
+		if err := e.makeKeepers(ctx); err != nil {
+			return nil, nil, fmt.Errorf("make the cgroup of the keepers: %w", err)
+		}
+	}
+	return nil, nil, fmt.Errorf("%w: the cgroup of the keepers is removed again and again", ErrInUse)
+}
+
+func (e *Engine) lockKeepers(ctx context.Context, how func(context.Context, *os.File) error) (unlock func(), err error) {
 	lock, err := os.OpenFile(filepath.Join(e.root, "keepers.lock"), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	if err := filelock.RLock(ctx, lock); err != nil {
+	if err := how(ctx, lock); err != nil {
 		lock.Close()
-		return nil, nil, err
+		return nil, err
 	}
 	released := lockorder.Taken(lockorder.Keepers, "keepers.lock")
-	done = func() {
+	return func() {
 		released()
 		lock.Close()
-	}
-	group, err := e.cgroups.Create(e.keepersName(), nil)
-	if errors.Is(err, fs.ErrExist) {
-		group, err = e.cgroups.Load(e.keepersName())
-	}
+	}, nil
+}
+
+// loadKeepers opens the group if all of it is there: it has a directory in each hierarchy.
+func (e *Engine) loadKeepers() (*cgroup.Join, error) {
+	group, err := e.cgroups.Load(e.keepersName())
 	if err != nil {
-		done()
-		return nil, nil, fmt.Errorf("make the cgroup of the keepers: %w", err)
+		return nil, err
 	}
-	join, err := group.Join()
+	return group.Join()
+}
+
+// makeKeepers makes the group, if nobody else has done so meanwhile.
+func (e *Engine) makeKeepers(ctx context.Context) error {
+	unlock, err := e.lockKeepers(ctx, filelock.Lock)
 	if err != nil {
-		done()
-		return nil, nil, err
+		return err
 	}
-	return join, done, nil
+	defer unlock()
+	if join, err := e.loadKeepers(); err == nil {
+		return join.Close()
+	}
+	// Of a program that was killed while it made or removed it there may be a part.
+	if group, err := e.cgroups.Load(e.keepersName()); err == nil {
+		if err := group.Remove(ctx); err != nil {
+			return err
+		}
+	}
+	_, err = e.cgroups.Create(e.keepersName(), nil)
+	return err
 }
 
 func (e *Engine) keepersName() string { return e.groupPrefix() + "keepers" }
