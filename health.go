@@ -181,6 +181,9 @@ func (s *ContainerSpec) resolveHealth(image imageHealth) (*healthCheck, error) {
 		if len(shell) == 0 {
 			shell = []string{"/bin/sh", "-c"}
 		}
+		if size := len(strings.Join(shell, " ")); size > maxHealthTest || shell[0] == "" {
+			return nil, fmt.Errorf("%w: the image's Shell: empty, or more than %d bytes", ErrInvalid, maxHealthTest)
+		}
 		c.Args = slices.Concat(shell, c.Args)
 	}
 	setIf(&c.Interval, h.Interval)
