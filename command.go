@@ -97,7 +97,6 @@ type Cmd struct {
 
 	streams  *streams
 	terminal *os.File
-	reader   *terminalReader
 	// stopInput ends the copy of input to a terminal when it is closed.
 	stopInput *os.File
 
