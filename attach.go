@@ -62,6 +62,7 @@ func (c *Container) attach(ctx context.Context, opts *AttachOptions) error {
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	c.eng.emitContainer(st, ActionAttach)
 	if opts.Stdin != nil {
 		in, err := c.input(st)
 		if err != nil {
@@ -89,6 +90,7 @@ func (c *Container) attach(ctx context.Context, opts *AttachOptions) error {
 		err = c.copyLogs(ctx, opts.Stdout, opts.Stderr, logs)
 	}
 	if ctx.Err() != nil {
+		c.eng.emitContainer(st, ActionDetach)
 		return context.Cause(ctx)
 	}
 	return err
@@ -177,7 +179,11 @@ func (i *Input) Close() error {
 // Resize changes the size of the container's terminal. The error matches ErrNotRunning if it is not running, and
 // errors.ErrUnsupported if it has no terminal, or one that another program holds.
 func (c *Container) Resize(ctx context.Context, size TerminalSize) error {
-	return c.fail("resize the terminal of", c.resize(size))
+	err := c.resize(size)
+	if err == nil {
+		c.emit(ActionResize)
+	}
+	return c.fail("resize the terminal of", err)
 }
 
 func (c *Container) resize(size TerminalSize) error {

@@ -19,8 +19,8 @@ import (
 // Pause stops all processes of the container until Resume, whoever owns it; it returns when they are stopped. They keep
 // their memory, and notice nothing but the time that has passed.
 //
-// The error matches ErrPaused if it is paused already, ErrNotRunning if it is not running, and errors.ErrUnsupported
-// where no cgroup with a freezer may be written. If it fails, for a process that cannot be stopped within ten seconds or
+// The error matches ErrPaused if it is paused already, ErrNotRunning if it is not running, ErrNotPaused if somebody else
+// has just resumed it to let it end, and errors.ErrUnsupported where no cgroup with a freezer may be written. If it fails, for a process that cannot be stopped within ten seconds or
 // for the end of ctx, the container runs on.
 func (c *Container) Pause(ctx context.Context) error { return c.fail("pause", c.pause(ctx)) }
 
@@ -33,14 +33,18 @@ func (c *Container) pause(ctx context.Context) error {
 			return ErrPaused
 		}
 		crashpoint.At("pause: begins")
-		if err := group.Freeze(ctx); err != nil {
-			return err
+		if err := group.Freeze(ctx); errors.Is(err, cgroup.ErrThawed) {
+			// By a Stop or a signal, which do not wait for the lock.
+			return unlessGone(st, fmt.Errorf("%w: another program lets it run", ErrNotPaused))
+		} else if err != nil {
+			return unlessGone(st, err)
 		}
 		crashpoint.At("pause: frozen")
 		if !alive(st) {
 			// It ended meanwhile: an empty group freezes too, and whatever comes to it has to be able to run.
 			return errors.Join(ErrNotRunning, group.Thaw(ctx))
 		}
+		c.eng.emitContainer(st, ActionPause)
 		return nil
 	})
 }
@@ -59,7 +63,11 @@ func (c *Container) resume(ctx context.Context) error {
 			return unlessGone(st, ErrNotPaused)
 		}
 		crashpoint.At("resume: begins")
-		return group.Thaw(ctx)
+		if err := group.Thaw(ctx); err != nil {
+			return err
+		}
+		c.eng.emitContainer(st, ActionUnpause)
+		return nil
 	})
 }
 
@@ -162,9 +170,14 @@ func (c *Container) signal(sig syscall.Signal) error {
 }
 
 // signalByName is signal as a user of Signal expects it.
-func (c *Container) signalByName(sig syscall.Signal) error {
+func (c *Container) signalByName(ctx context.Context, sig syscall.Signal) (err error) {
 	if sig < 0 || sig > 64 {
 		return fmt.Errorf("%w: %d is no signal", ErrInvalid, sig)
+	}
+	if sig == syscall.SIGKILL || c.stopsBy(sig) {
+		if noted := c.noteStop(ctx); noted != nil {
+			defer func() { err = errors.Join(err, noted) }()
+		}
 	}
 	if err := c.signal(sig); err != nil {
 		return err
@@ -179,12 +192,30 @@ func (c *Container) signalByName(sig syscall.Signal) error {
 	return c.thaw()
 }
 
-// thawKilled lets a container die that was killed while it was paused.
+// stopsBy reports whether the signal is the container's stop signal.
+func (c *Container) stopsBy(sig syscall.Signal) bool {
+	st, err := c.current()
+	if err != nil {
+		return false
+	}
+	stop, err := parseSignal(st.Resolved.StopSignal)
+	return err == nil && stop == sig
+}
+
+// thawKilled lets a container die that was killed while it was paused, or while somebody was about to pause it.
 func (c *Container) thawKilled() error {
 	if c.eng.cgroups.KillsFrozen() {
 		return nil
 	}
-	return c.thaw()
+	for end := time.Now().Add(freezeWait); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		if err := c.thaw(); err != nil {
+			return err
+		}
+		if st, err := c.current(); err != nil || !alive(st) {
+			break
+		}
+	}
+	return nil
 }
 
 // thaw lets a container run on if it is paused, without a word if it is not.
@@ -195,7 +226,9 @@ func (c *Container) thaw() error {
 		if frozen, err = group.Frozen(); err == nil && frozen {
 			ctx, cancel := context.WithTimeout(context.Background(), freezeWait)
 			defer cancel()
-			err = group.Thaw(ctx)
+			if err = group.Thaw(ctx); err == nil {
+				c.emit(ActionUnpause)
+			}
 		}
 	}
 	if errors.Is(err, fs.ErrNotExist) {
@@ -244,6 +277,9 @@ func (c *Container) stopAndStart(ctx context.Context, opts *StopOptions) error {
 	}
 	if err == nil {
 		err = c.start(ctx)
+	}
+	if err == nil {
+		c.emit(ActionRestart)
 	}
 	if err != nil && st.Spec.AutoRemove && !errors.Is(err, ErrRunning) {
 		// What should have gone when it ended, had it not been for this.

@@ -1118,3 +1118,33 @@ func TestControlDetached(t *testing.T) {
 	must(c.Kill(ctx))
 	must(<-ended)
 }
+
+// TestControlEvents: what is done to a container is told, under its name at that time.
+func TestControlEvents(t *testing.T) {
+	ctx, eng := t.Context(), engine(t)
+	toolImage(t, eng, nil)
+	c := runningContainer(t, eng, coracle.ContainerSpec{Name: "first"}, "obey")
+	stop := &coracle.StopOptions{Timeout: coracle.StopAtOnce}
+	for _, do := range []func() error{
+		func() error { return c.Pause(ctx) }, func() error { return c.Rename(ctx, "second") }, func() error { return c.Resume(ctx) },
+		func() error { return c.Update(ctx, cgroup.Limits{PIDs: 50}) }, func() error { return c.Restart(ctx, stop) },
+		func() error { waitForOutput(t, c, "ready\nready\n"); return nil },
+		func() error { return c.Pause(ctx) }, func() error { return c.Stop(ctx, &coracle.StopOptions{Timeout: time.Minute}) },
+	} {
+		if err := do(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var told []string
+	filter := coracle.EventFilter{Actions: []coracle.EventAction{coracle.ActionPause, coracle.ActionUnpause, coracle.ActionRename, coracle.ActionUpdate, coracle.ActionRestart}}
+	for ev, err := range eng.Events(ctx, &coracle.EventOptions{Filter: filter}) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		told = append(told, strings.TrimSpace(fmt.Sprint(ev.Name, " ", ev.Action, " ", ev.Attributes["oldName"])))
+	}
+	want := []string{"first pause", "second rename first", "second unpause", "second update", "second restart", "second pause", "second unpause"}
+	if !slices.Equal(told, want) {
+		t.Errorf("events %q, want %q", told, want)
+	}
+}

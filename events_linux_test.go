@@ -339,7 +339,11 @@ func TestEventsEnd(t *testing.T) {
 	if _, err := follow(ctx, coracle.EventOptions{}); !errors.Is(err, context.DeadlineExceeded) || !errors.As(err, &op) {
 		t.Errorf("with a context that ends: %v", err)
 	}
-	time.AfterFunc(30*time.Millisecond, func() { toolImage(t, eng, nil) })
+	time.AfterFunc(30*time.Millisecond, func() {
+		if _, err := eng.ImageFromFS(t.Context(), "small", smallFS("small"), nil); err != nil {
+			t.Error(err)
+		}
+	})
 	start := time.Now()
 	list, err := follow(t.Context(), coracle.EventOptions{Until: start.Add(2 * time.Second)})
 	if took := time.Since(start); err != nil || len(list) != 1 || took < 2*time.Second || took > 4*time.Second {
@@ -504,5 +508,59 @@ func wantEvents(t testing.TB, root string) {
 		if a != coracle.ActionDestroy && !there[id] {
 			t.Errorf("the container %.12s is gone, its last event is %q", id, a)
 		}
+	}
+}
+
+// TestEventsOfControl: what is done to a running container.
+func TestEventsOfControl(t *testing.T) {
+	eng := engine(t)
+	toolImage(t, eng, nil)
+	c := startTool(t, eng, coracle.ContainerSpec{Name: "one", OpenStdin: true, TTY: true}, "typist")
+	must := func(what string, err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+	}
+	must("pause", c.Pause(t.Context()))
+	must("resume", c.Resume(t.Context()))
+	must("update", c.Update(t.Context(), cgroup.Limits{PIDs: 100}))
+	must("rename", c.Rename(t.Context(), "two"))
+	must("resize", c.Resize(t.Context(), coracle.TerminalSize{Rows: 1, Cols: 1}))
+	must("a command", c.Command("/tool", "exit", "0").Run(t.Context()))
+	if err := c.Command("/tool", "exit", "3").Run(t.Context()); err == nil {
+		t.Error("a command that fails: no error")
+	}
+	if err := c.Attach(t.Context(), &coracle.AttachOptions{Stdin: strings.NewReader("\x10"), DetachKeys: "ctrl-p"}); !errors.Is(err, coracle.ErrDetached) {
+		t.Error(err)
+	}
+	must("restart", c.Restart(t.Context(), nil))
+	must("remove", c.Remove(t.Context(), &coracle.RemoveOptions{Force: true}))
+	var got []string
+	for ev, err := range eng.Events(t.Context(), nil) {
+		must("events", err)
+		if ev.Type != coracle.EventContainer {
+			continue
+		}
+		text := ev.Name + " " + string(ev.Action)
+		for _, name := range []string{"exitCode", "oldName"} {
+			if v, ok := ev.Attributes[name]; ok {
+				text += " " + name + "=" + v
+			}
+		}
+		if strings.HasPrefix(string(ev.Action), "exec_") != (len(ev.Attributes["execID"]) == 64) {
+			t.Errorf("%v: %v", ev, ev.Attributes)
+		}
+		got = append(got, text)
+	}
+	want := []string{
+		"one create", "one start", "one pause", "one unpause", "one update", "two rename oldName=one", "two resize",
+		"two exec_create: /tool exit 0", "two exec_start: /tool exit 0", "two exec_die exitCode=0",
+		"two exec_create: /tool exit 3", "two exec_start: /tool exit 3", "two exec_die exitCode=3",
+		"two attach", "two detach", "two kill", "two die exitCode=2", "two stop", "two start", "two restart",
+		"two kill", "two die exitCode=137", "two destroy",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("events\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
 }

@@ -82,7 +82,7 @@ func (c *Container) waitElsewhere(ctx context.Context) (ExitStatus, error) {
 // A paused container gets it when it is resumed. Its stop signal and SIGKILL resume it, as in Docker; where the kernel
 // can kill what is frozen (cgroup version 2), SIGKILL ends it without.
 func (c *Container) Signal(ctx context.Context, sig syscall.Signal) error {
-	return c.fail(fmt.Sprintf("send %v to", sig), c.signalByName(sig))
+	return c.fail(fmt.Sprintf("send %v to", sig), c.signalByName(ctx, sig))
 }
 
 // send sends a signal to the first process, and leaves a paused one paused: see signal.
@@ -116,7 +116,7 @@ func (c *Container) send(sig syscall.Signal) error {
 
 // Kill ends the container at once and with all its processes. The error matches ErrNotRunning if it is not running.
 func (c *Container) Kill(ctx context.Context) error {
-	return c.fail("kill", c.signal(syscall.SIGKILL))
+	return c.fail("kill", c.signalByName(ctx, syscall.SIGKILL))
 }
 
 // StopOptions are the settings of one Stop; nil means the defaults.
@@ -135,7 +135,7 @@ func (c *Container) Stop(ctx context.Context, opts *StopOptions) error {
 	return c.fail("stop", c.stop(ctx, opts))
 }
 
-func (c *Container) stop(ctx context.Context, opts *StopOptions) error {
+func (c *Container) stop(ctx context.Context, opts *StopOptions) (err error) {
 	if opts == nil {
 		opts = &StopOptions{}
 	}
@@ -156,6 +156,9 @@ func (c *Container) stop(ctx context.Context, opts *StopOptions) error {
 	sig, err := parseSignal(name)
 	if err != nil {
 		return err
+	}
+	if noted := c.noteStop(ctx); noted != nil {
+		defer func() { err = errors.Join(err, noted) }()
 	}
 	sent := c.signal(sig)
 	if sent != nil && !errors.Is(sent, ErrNotRunning) {
@@ -216,6 +219,9 @@ func (c *Container) remove(ctx context.Context, opts *RemoveOptions) error {
 	}
 	defer done()
 	if opts != nil && opts.Force {
+		if err := c.noteStop(ctx); err != nil {
+			e.log.Warn("a container that is being removed may be restarted before", "container", c.name, "id", c.id, "error", err)
+		}
 		if err := c.signal(syscall.SIGKILL); err != nil && !errors.Is(err, ErrNotRunning) && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
@@ -248,7 +254,7 @@ func (c *Container) remove(ctx context.Context, opts *RemoveOptions) error {
 	}
 	e.settleEvents(ctx, st)
 	if st.unsettled() {
-		e.emitDied(st)
+		e.tellEnd(ctx, st)
 	}
 	// Removing goes on to its end once begun.
 	if err := e.destroy(context.WithoutCancel(ctx), st); err != nil {

@@ -80,6 +80,7 @@ func (c *Container) update(ctx context.Context, change cgroup.Limits) error {
 		return err
 	}
 	crashpoint.At("update: noted")
+	e.emitContainer(st, ActionUpdate)
 	return nil
 }
 

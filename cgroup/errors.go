@@ -35,6 +35,9 @@ func (e *UnsupportedError) Unwrap() error { return e.Err }
 // Is makes the error match errors.ErrUnsupported.
 func (e *UnsupportedError) Is(target error) bool { return target == errors.ErrUnsupported }
 
+// ErrThawed says that a group was thawed by somebody else while it was being frozen.
+var ErrThawed = errors.New("thawed by somebody else meanwhile")
+
 // A LimitError says that the kernel has the limit but refused the value.
 type LimitError struct {
 	Feature string // what was asked for: "cpuset"

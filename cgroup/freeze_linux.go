@@ -3,6 +3,7 @@ package cgroup
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"path"
@@ -12,7 +13,8 @@ import (
 )
 
 // Freeze stops all processes of the group until [Group.Thaw], and returns when they are stopped. If it fails, also for
-// the end of ctx, the group is thawed again. The error matches [fs.ErrNotExist] if there is no such group.
+// the end of ctx, the group is thawed again. The error matches [fs.ErrNotExist] if there is no such group, and ErrThawed if
+// somebody else has thawed it before it was frozen as a whole.
 //
 // In version 2 a frozen process can be killed; in a freezer of version 1 it dies when it is thawed.
 func (g *Group) Freeze(ctx context.Context) error {
@@ -128,7 +130,8 @@ func freezeUnified(ctx context.Context, dir int, name string, frozen bool) error
 	if frozen {
 		want = []byte("frozen 1")
 	}
-	if err := writeAt(dir, name+"/cgroup.freeze", freezerValue(true, frozen)); err != nil {
+	value := freezerValue(true, frozen)
+	if err := writeAt(dir, name+"/cgroup.freeze", value); err != nil {
 		return err
 	}
 	for wait := 1; ; wait = min(2*wait, 100) {
@@ -145,6 +148,17 @@ func freezeUnified(ctx context.Context, dir int, name string, frozen bool) error
 		}
 		if _, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLPRI}}, wait); err != nil && err != unix.EINTR {
 			return err
+		}
+		// What others want now will not become what is waited for.
+		now, err := readAt(dir, name+"/cgroup.freeze")
+		if err != nil {
+			return err
+		}
+		if string(bytes.TrimSpace(now)) != value {
+			if frozen {
+				return ErrThawed
+			}
+			return nil // frozen again since
 		}
 	}
 }
@@ -164,6 +178,13 @@ func freezeLegacy(ctx context.Context, dir int, name string, frozen bool) error 
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-time.After(wait):
+		}
+		if !frozen {
+			continue
+		}
+		// Whoever thaws it wants it to run, or to die of a signal.
+		if state, err := readAt(dir, name+"/freezer.state"); err != nil || string(bytes.TrimSpace(state)) == freezerValue(false, false) {
+			return errors.Join(err, ErrThawed)
 		}
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -492,6 +493,48 @@ func TestFreezeFails(t *testing.T) {
 	if err := g.Freeze(t.Context()); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("freeze a group that is gone: %v", err)
 	}
+}
+
+// TestThawedMeanwhile: a freeze that somebody else undoes does not wait for ever. Processes that fork all the time keep it busy.
+func TestThawedMeanwhile(t *testing.T) {
+	h := open(t)
+	if h.tree("") == nil && h.tree("freezer") == nil {
+		t.Skip("nothing can freeze here")
+	}
+	g := create(t, h, nil)
+	p := start(t, g, "spin")
+	p.line(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	stop := make(chan struct{})
+	thawed := make(chan error, 1)
+	go func() {
+		for {
+			select {
+			case <-stop:
+				thawed <- nil
+				return
+			default:
+			}
+			if err := g.Thaw(ctx); err != nil {
+				thawed <- err
+				return
+			}
+		}
+	}()
+	lost := 0
+	for range 200 {
+		if err := g.Freeze(ctx); errors.Is(err, ErrThawed) {
+			lost++
+		} else if err != nil {
+			t.Fatal(err)
+		}
+	}
+	close(stop)
+	if err := <-thawed; err != nil {
+		t.Error(err)
+	}
+	t.Logf("%d of 200 freezes were undone", lost)
 }
 
 func parseFirst(s string) uint64 {

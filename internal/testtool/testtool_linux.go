@@ -148,6 +148,10 @@ func Run(args []string) int {
 		signal.Reset(syscall.Signal(number(1)))
 		syscall.Kill(os.Getpid(), syscall.Signal(number(1)))
 		time.Sleep(time.Second)
+	case "kill": // kill PID SIGNAL
+		if err := syscall.Kill(number(1), syscall.Signal(number(2))); err != nil {
+			return die(err)
+		}
 	case "stubborn": // ignores every signal that can be ignored
 		signal.Ignore()
 		for s := 1; s < 65; s++ {
