@@ -47,16 +47,22 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// tool makes the image "tool" in the shared engine, whose entrypoint is the tool of the tests.
+// tool makes the image "tool" in the shared engine.
 func tool(t testing.TB) *coracle.Engine {
 	t.Helper()
 	testutil.RequireRoot(t)
 	eng := coracletest.Engine(t)
+	makeTool(t, eng)
+	return eng
+}
+
+// makeTool makes the image "tool", whose entrypoint is the tool of the tests.
+func makeTool(t testing.TB, eng *coracle.Engine) {
+	t.Helper()
 	_, err := eng.ImageFromFS(t.Context(), "tool", testtool.FS(t, nil), &coracle.ImageFSOptions{Config: coracle.ImageConfig{Entrypoint: []string{"/tool"}}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return eng
 }
 
 func spec(args ...string) coracle.ContainerSpec {
