@@ -501,6 +501,73 @@ func TestCommandElsewhere(t *testing.T) {
 	}
 }
 
+// TestCommandEvents: who watches the root sees commands, with how they ended.
+func TestCommandEvents(t *testing.T) {
+	ctx, eng := t.Context(), engine(t)
+	toolImage(t, eng, nil)
+	c := running(t, eng, coracle.ContainerSpec{Name: "c"})
+	tool(c, "exit", "7").Run(ctx)
+	tool(c, "kill-self", "9").Run(ctx)
+	c.Command("/missing", "x").Run(ctx)
+	var got []string
+	ids := map[string]bool{}
+	for _, ev := range events(t, eng, &coracle.EventOptions{Filter: coracle.EventFilter{Actions: []coracle.EventAction{coracle.ActionExecCreate, coracle.ActionExecStart, coracle.ActionExecDie}}}) {
+		got = append(got, fmt.Sprintf("%s %s%s", ev.Action, ev.Attributes["exitCode"], ev.Attributes["signal"]))
+		ids[ev.Attributes["execID"]] = true
+	}
+	want := []string{"exec_create: /tool exit 7 ", "exec_start: /tool exit 7 ", "exec_die 7", "exec_create: /tool kill-self 9 ",
+		"exec_start: /tool kill-self 9 ", "exec_die 1379", "exec_create: /missing x "}
+	if !slices.Equal(got, want) || len(ids) != 3 {
+		t.Errorf("got %q, %d ids", got, len(ids))
+	}
+}
+
+// TestCommandDetached: commands run in a container whose program has ended.
+func TestCommandDetached(t *testing.T) {
+	ctx := t.Context()
+	testutil.RequireRoot(t)
+	root := t.TempDir()
+	eng, err := coracle.Open(ctx, coracle.Config{Root: root})
+	if err != nil {
+		t.Fatal(err)
+	}
+	toolImage(t, eng, nil)
+	c, err := eng.Create(ctx, &coracle.ContainerSpec{Name: "c", Image: "tool", Args: []string{"stubborn"}, Detached: true, User: "alice"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Start(ctx); err != nil {
+		t.Fatal(err)
+	}
+	first := reportOf(t, tool(c, "report"))
+	if err := eng.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if eng, err = coracle.Open(ctx, coracle.Config{Root: root}); err != nil {
+		t.Fatal(err)
+	}
+	defer eng.Close()
+	if c, err = eng.Container(ctx, "c"); err != nil {
+		t.Fatal(err)
+	}
+	defer c.Remove(context.Background(), &coracle.RemoveOptions{Force: true})
+	r := reportOf(t, tool(c, "report"))
+	if r.UID != 1000 || r.UID != first.UID || r.Status["Seccomp"] != "2" || r.Status["CapBnd"] != first.Status["CapBnd"] || r.Links["pid"] != first.Links["pid"] {
+		t.Errorf("%+v", r)
+	}
+	cmd := tool(c, "tty")
+	cmd.TTY = true
+	if out, err := cmd.Output(ctx); err != nil || !strings.HasPrefix(string(out), "0 0 0") {
+		t.Errorf("%q, %v", out, err)
+	}
+	if err := c.Stop(ctx, &coracle.StopOptions{Timeout: time.Millisecond}); err != nil {
+		t.Error(err)
+	}
+	if err := tool(c, "true").Run(ctx); !errors.Is(err, coracle.ErrNotRunning) {
+		t.Errorf("after the end: %v", err)
+	}
+}
+
 // TestCommandCloseEngine: an engine's end takes commands in its own containers along, whoever reads their output.
 func TestCommandCloseEngine(t *testing.T) {
 	ctx := t.Context()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -31,6 +32,7 @@ type walkScenario struct {
 	found   bool   // act repairs that
 	timing  bool   // what is done in the background may come first
 	beside  bool   // also while another program works in the root
+	keeps   bool   // detached containers outlive the program
 
 	before func(*walkWorld) error // before the first step; may be nil
 	act    func(*walkWorld) error
@@ -132,6 +134,7 @@ func init() {
 		"repair-index":     {root: "no-index", damaged: true, found: true, act: repair, state: always, legal: []string{""}},
 		"repair-container": {root: "no-list", damaged: true, found: true, act: repair, state: hasContainers("box"), legal: []string{"box created"}, end: "box created"},
 	}
+	maps.Copy(walkScenarios, detachedScenarios())
 }
 
 // prepareRoots makes the roots that the scenarios begin with.

@@ -21,7 +21,7 @@ import (
 //
 //	containers/<id>/state.json   says that it runs, and which process keeps it
 //	containers/<id>/keeper       the exit record that the keeper fills in, see nsexec.Record
-//	detached/<id>                says that somebody has to note its end and remove its cgroup
+//	detached/<id>                says that somebody has to note its end and remove its cgroup, see the marks below
 //
 // That it has ended is what the record says, or what the keeper's death says. Any engine may note it, under the
 // container's lock: settle.
@@ -30,36 +30,72 @@ const recordName = "keeper"
 
 func (e *Engine) detachedDir() string { return filepath.Join(e.root, "detached") }
 
-// keeperJoin makes the group that the keepers of this root live in, where it is missing, and opens what joins it. Until
+// keeperJoin opens what joins the group that the keepers of this root live in, and makes it where it is missing. Until
 // done is called, nobody removes the group.
 func (e *Engine) keeperJoin(ctx context.Context) (_ *cgroup.Join, done func(), err error) {
+	for range 10 { // whoever closes may remove what we have just made
+		unlock, err := e.lockKeepers(ctx, filelock.RLock)
+		if err != nil {
+			return nil, nil, err
+		}
+		join, err := e.loadKeepers()
+		if err == nil {
+			return join, unlock, nil
+		}
+		unlock()
+		if !errors.Is(err, fs.ErrNotExist) {
+			return nil, nil, fmt.Errorf("open the cgroup of the keepers: %w", err)
+		}
+		if err := e.makeKeepers(ctx); err != nil {
+			return nil, nil, fmt.Errorf("make the cgroup of the keepers: %w", err)
+		}
+	}
+	return nil, nil, fmt.Errorf("%w: the cgroup of the keepers is removed again and again", ErrInUse)
+}
+
+func (e *Engine) lockKeepers(ctx context.Context, how func(context.Context, *os.File) error) (unlock func(), err error) {
 	lock, err := os.OpenFile(filepath.Join(e.root, "keepers.lock"), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	if err := filelock.RLock(ctx, lock); err != nil {
+	if err := how(ctx, lock); err != nil {
 		lock.Close()
-		return nil, nil, err
+		return nil, err
 	}
 	released := lockorder.Taken(lockorder.Keepers, "keepers.lock")
-	done = func() {
+	return func() {
 		released()
 		lock.Close()
-	}
-	group, err := e.cgroups.Create(e.keepersName(), nil)
-	if errors.Is(err, fs.ErrExist) {
-		group, err = e.cgroups.Load(e.keepersName())
-	}
+	}, nil
+}
+
+// loadKeepers opens the group if all of it is there: it has a directory in each hierarchy.
+func (e *Engine) loadKeepers() (*cgroup.Join, error) {
+	group, err := e.cgroups.Load(e.keepersName())
 	if err != nil {
-		done()
-		return nil, nil, fmt.Errorf("make the cgroup of the keepers: %w", err)
+		return nil, err
 	}
-	join, err := group.Join()
+	return group.Join()
+}
+
+// makeKeepers makes the group, if nobody else has done so meanwhile.
+func (e *Engine) makeKeepers(ctx context.Context) error {
+	unlock, err := e.lockKeepers(ctx, filelock.Lock)
 	if err != nil {
-		done()
-		return nil, nil, err
+		return err
 	}
-	return join, done, nil
+	defer unlock()
+	if join, err := e.loadKeepers(); err == nil {
+		return join.Close()
+	}
+	// Of a program that was killed while it made or removed it there may be a part.
+	if group, err := e.cgroups.Load(e.keepersName()); err == nil {
+		if err := group.Remove(ctx); err != nil {
+			return err
+		}
+	}
+	_, err = e.cgroups.Create(e.keepersName(), nil)
+	return err
 }
 
 func (e *Engine) keepersName() string { return e.groupPrefix() + "keepers" }
@@ -103,7 +139,7 @@ func (c *Container) release(ctx context.Context, st *containerState, r *run) (er
 	if err := os.MkdirAll(e.detachedDir(), 0o700); err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(e.detachedDir(), c.id), nil, 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(e.detachedDir(), c.id), []byte{markStarting}, 0o600); err != nil {
 		return err
 	}
 	crashpoint.At("detach: marked")
@@ -134,6 +170,10 @@ func (c *Container) release(ctx context.Context, st *containerState, r *run) (er
 	c.state, c.run = nil, nil // what is on disk counts
 	c.mu.Unlock()
 	e.emitContainer(&next, ActionStart)
+	crashpoint.At("detach: told")
+	if err := e.setMark(c.id, markStarted); err != nil {
+		e.log.Warn("note that a container's start was told", "container", c.name, "id", c.id, "error", err) // whoever notes its end reads all events
+	}
 	e.follow(c)
 	return nil
 }
@@ -219,14 +259,16 @@ func (c *Container) settle(ctx context.Context) error {
 
 func (c *Container) settleLocked(ctx context.Context, st *containerState) error {
 	e := c.eng
+	e.commands.forget(st.ID)
 	if err := e.removeGroup(ctx, st.ID); err != nil {
 		return err
 	}
 	crashpoint.At("settle: cgroup gone")
 	if e.removedAtEnd(st) {
-		e.emitDied(st)
+		e.tellEnd(ctx, st)
 		return e.destroy(ctx, st)
 	}
+	told := e.endsToTell(ctx, st)
 	st.KeeperPID, st.KeeperStart = 0, 0
 	if st.Finished.IsZero() {
 		st.Finished = time.Now() // at the latest
@@ -235,8 +277,52 @@ func (c *Container) settleLocked(ctx context.Context, st *containerState) error 
 		return err
 	}
 	crashpoint.At("settle: noted")
-	e.emitDied(st)
+	told()
 	return e.unmark(c.id)
+}
+
+// The mark of a detached container, the one byte in detached/<id>, says which events there are of its last start. A
+// program can be killed between any two steps, and no event may be missing or come twice.
+const (
+	markStarting = '0' // it may be that the start is told
+	markStarted  = '1' // the start is told, the end is not
+	markEnding   = '2' // it may be that the end is told
+)
+
+func (e *Engine) setMark(id string, m byte) error {
+	f, err := os.OpenFile(filepath.Join(e.detachedDir(), id), os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteAt([]byte{m}, 0)
+	return errors.Join(err, f.Close())
+}
+
+// tellEnd appends the events of a start that has ended, those that are not there. The container is locked.
+func (e *Engine) tellEnd(ctx context.Context, st *containerState) { e.endsToTell(ctx, st)() }
+
+// endsToTell is tellEnd in two steps: after the first one everybody knows that the second may have been taken.
+func (e *Engine) endsToTell(ctx context.Context, st *containerState) (tell func()) {
+	mark, err := os.ReadFile(filepath.Join(e.detachedDir(), st.ID))
+	if err == nil && len(mark) == 1 && mark[0] == markStarted {
+		if err := e.setMark(st.ID, markEnding); err != nil {
+			e.log.Warn("note that a container's end is told", "container", st.Name, "id", st.ID, "error", err)
+		}
+		return func() { e.emitDied(st) }
+	}
+	// Somebody was killed, or the host was.
+	past := &pastEvents{eng: e}
+	if c := past.of(ctx, st); (c == nil || !c.running) && (len(mark) != 1 || mark[0] != markEnding) {
+		if c == nil {
+			e.emitContainer(st, ActionCreate)
+		}
+		e.emitContainer(st, ActionStart)
+		if err := e.setMark(st.ID, markEnding); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			e.log.Warn("note that a container's end is told", "container", st.Name, "id", st.ID, "error", err)
+		}
+		return func() { e.emitDied(st) }
+	}
+	return func() { past.settle(ctx, st, true) }
 }
 
 // unmark removes detached/<id>.

@@ -200,18 +200,23 @@ func (e *Engine) emitDied(st *containerState) {
 		if x.OOMKilled {
 			e.emitContainer(st, ActionOOM)
 		}
-		switch {
-		case x.Unknown: // and is not made up here
-		case x.Signal != 0:
-			pairs = append(pairs, attrExitCode, strconv.Itoa(128+int(x.Signal)), attrSignal, strconv.Itoa(int(x.Signal)))
-		default:
-			pairs = append(pairs, attrExitCode, strconv.Itoa(x.Code))
-		}
+		pairs = x.eventAttrs()
 		if !st.Started.IsZero() && st.Finished.After(st.Started) {
 			pairs = append(pairs, attrExecDuration, strconv.FormatInt(int64(st.Finished.Sub(st.Started)/time.Second), 10))
 		}
 	}
 	e.emitContainer(st, ActionDie, pairs...)
+}
+
+// eventAttrs are the attributes that tell how a process ended.
+func (s ExitStatus) eventAttrs() []string {
+	switch {
+	case s.Unknown: // and is not made up here
+		return nil
+	case s.Signal != 0:
+		return []string{attrExitCode, strconv.Itoa(128 + int(s.Signal)), attrSignal, strconv.Itoa(int(s.Signal))}
+	}
+	return []string{attrExitCode, strconv.Itoa(s.Code)}
 }
 
 // emitKill appends the event of a signal that is about to be sent, if there is a process to send it to: what the signal

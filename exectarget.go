@@ -53,11 +53,7 @@ func (c *Container) execTarget(ctx context.Context) (*execTarget, *containerStat
 	if err != nil {
 		return nil, nil, err
 	}
-	switch st.Status {
-	case StatusRunning:
-	case "paused":
-		return nil, nil, ErrPaused
-	default:
+	if st.Status != StatusRunning {
 		return nil, nil, ErrNotRunning
 	}
 	t := c.eng.commands.find(st)

@@ -378,7 +378,9 @@ func (c *Container) monitor(r *run) {
 	} else {
 		errs = append(errs, c.setState(st))
 	}
-	c.eng.emitDied(st)
+	named := *st
+	named.Name = c.Name() // it may have been renamed meanwhile
+	c.eng.emitDied(&named)
 	close(r.ended)
 
 	errs = append(errs, <-removed)

@@ -254,7 +254,7 @@ func (c *Container) remove(ctx context.Context, opts *RemoveOptions) error {
 	}
 	e.settleEvents(ctx, st)
 	if st.unsettled() {
-		e.emitDied(st)
+		e.tellEnd(ctx, st)
 	}
 	// Removing goes on to its end once begun.
 	if err := e.destroy(context.WithoutCancel(ctx), st); err != nil {

@@ -79,7 +79,7 @@ func (c *compiler) joinConfined(target Arg, failed Label) {
 	c.Load(pid, 4, shared.Value(), Const(0))
 	c.Branch(pid.Value(), Equal, Const(0), over)
 	c.Syscall("open the container's process", unix.SYS_PIDFD_OPEN, pid.Value(), Const(0)).Into(pidfd)
-	c.supervise(pid, pidfd, keepFiles{})
+	c.supervise(pid, pidfd, child, keepFiles{})
 	c.Place(over)
 	c.Syscall("exit", unix.SYS_EXIT_GROUP, Const(0)).Ignore()
 

@@ -3,6 +3,7 @@ package nsexec
 import (
 	"encoding/binary"
 	"fmt"
+	"os"
 	"runtime"
 )
 
@@ -176,6 +177,15 @@ func (p *Plan) address(a Arg, l layout) (uint64, error) {
 	case argZeroed:
 		if a.value <= p.zeroed {
 			return l.zeroed + a.value, nil
+		}
+	case argText, argTextSize:
+		if a.value < uint64(len(p.labels)) {
+			end := l.steps + uint64(len(p.steps)+1)*stepSize
+			from := min(align(l.steps+uint64(p.labels[a.value])*stepSize, uint64(os.Getpagesize())), end)
+			if a.kind == argText {
+				return from, nil
+			}
+			return end - from, nil
 		}
 	}
 	return 0, fmt.Errorf("nsexec: argument %d of kind %d lies outside the plan", a.value, a.kind)

@@ -77,7 +77,7 @@ func (c *compiler) guard(payload func()) {
 	c.clone(pid, pidfd)
 	c.Branch(pid.Value(), Equal, Const(0), child)
 
-	c.supervise(pid, pidfd, files)
+	c.supervise(pid, pidfd, child, files)
 
 	c.Place(child)
 	c.FailTo(failed)
@@ -154,7 +154,7 @@ func (c *compiler) cloneWith(label string, flags uint64, pid, pidfd Slot) {
 
 // supervise is what the guard does from the clone on: report the payload's pidfd, keep its output if it has to, wait,
 // report how it ended.
-func (c *compiler) supervise(pid, pidfd Slot, files keepFiles) {
+func (c *compiler) supervise(pid, pidfd Slot, child Label, files keepFiles) {
 	nested, loops := c.prog.nested, c.opts.loops()
 	died := c.NewLabel()
 	c.FailTo(died)
@@ -176,6 +176,11 @@ func (c *compiler) supervise(pid, pidfd Slot, files keepFiles) {
 		c.Syscall("close what the guard does not need", unix.SYS_CLOSE_RANGE, c.prog.status.Plus(1), Const(maxFD), Const(0))
 	}
 	c.Syscall("close the standard streams", unix.SYS_CLOSE_RANGE, Const(0), Const(2), Const(0))
+	if loops && !c.prog.joins {
+		// A keeper's memory counts, as there may be a thousand. What follows child is the payload's.
+		from := Arg{kind: argText, value: uint64(child), text: "the payload's steps"}
+		c.Syscall("give up the payload's steps", unix.SYS_MUNMAP, from, Arg{kind: argTextSize, value: uint64(child), text: "their size"}).Ignore()
+	}
 	if c.prog.detached {
 		c.awaitRelease(c.prog.status)
 	}

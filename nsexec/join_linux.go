@@ -189,7 +189,7 @@ func (c *compiler) joiner(target *os.File) {
 	c.clone(pid, pidfd)
 	c.Branch(pid.Value(), Equal, Const(0), child)
 
-	c.supervise(pid, pidfd, keepFiles{})
+	c.supervise(pid, pidfd, child, keepFiles{})
 
 	c.Place(child)
 	c.FailTo(failed)

@@ -99,6 +99,8 @@ const (
 	argData
 	argZeroed
 	argFile
+	argText     // the first whole page of the steps from a label on
+	argTextSize // the bytes from there to the last step
 )
 
 // An Arg is an argument of a step: a constant, the value or address of a slot, the address of data, or an inherited

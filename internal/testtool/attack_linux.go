@@ -56,6 +56,8 @@ func attack(args []string) int {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}
+	default:
+		return hostile(args)
 	}
 	return 0
 }

@@ -87,6 +87,11 @@ func Run(args []string) int {
 			}
 			os.Stdout.Write(b)
 		}
+	case "say": // say LINE...: and stays
+		for _, line := range args[1:] {
+			fmt.Println(line)
+		}
+		time.Sleep(time.Hour)
 	case "write": // write FILE TEXT
 		if err := os.WriteFile(args[1], []byte(args[2]), 0o644); err != nil {
 			return die(err)
@@ -250,6 +255,8 @@ func Run(args []string) int {
 				return die(err)
 			}
 		}
+	case "serve":
+		return serve(args[1:])
 	case "attack":
 		return attack(args[1:])
 	case "report":

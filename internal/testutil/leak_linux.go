@@ -3,6 +3,7 @@ package testutil
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -98,7 +99,7 @@ func hostState() host {
 			continue
 		}
 		parents[pid], _ = strconv.Atoi(fields[1])
-		names[pid] = text[:end+1] + " " + fields[0]
+		names[pid] = text[:end+1] // and not whether it runs or sleeps
 	}
 	for pid := range parents {
 		for p := parents[pid]; p > 0; p = parents[p] {
@@ -118,6 +119,9 @@ func hostState() host {
 	fds, _ := os.ReadDir("/proc/self/fd")
 	for _, e := range fds {
 		if target, err := os.Readlink("/proc/self/fd/" + e.Name()); err == nil && !strings.HasPrefix(target, "/proc/") {
+			if dir := filepath.Dir(target); filepath.Base(dir) == "events" {
+				target = dir // one file of a journal follows the other
+			}
 			h.fds = append(h.fds, e.Name()+" "+target)
 		}
 	}
