@@ -131,6 +131,9 @@ type StopOptions struct {
 // Stop asks the container to end with its stop signal, kills it if it has not done so in time, and waits for the end.
 // It is no error if the container is not running. A paused one is resumed, so that it sees the signal. Cancelling ctx
 // ends the waiting; the container may then go on.
+//
+// Its restart policy does not start it again. If that cannot be noted, as on a full disk, the container ends all the same
+// and Stop returns the error.
 func (c *Container) Stop(ctx context.Context, opts *StopOptions) error {
 	return c.fail("stop", c.stop(ctx, opts))
 }
