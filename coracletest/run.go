@@ -84,7 +84,9 @@ func Start(t testing.TB, eng *coracle.Engine, spec coracle.ContainerSpec, waits 
 			t.Errorf("remove the container of the test: %v", err)
 		}
 	})
-	err = c.Start(ctx)
+	if err = c.Start(ctx); err == nil {
+		err = supervise(t, eng, c)
+	}
 	for i := 0; err == nil && i < len(waits); i++ {
 		err = waits[i].Wait(ctx, c)
 	}

@@ -139,7 +139,7 @@ func (w portWait) Wait(ctx context.Context, c *coracle.Container) error {
 // errSilent is how a look for a port fails.
 var errSilent = errors.New("nobody listens")
 
-// ForHealthy waits until the container's health check succeeds.
+// ForHealthy waits until the container's health check succeeds. Run sees to it that it is made.
 func ForHealthy() Wait { return healthWait{} }
 
 type healthWait struct{}
