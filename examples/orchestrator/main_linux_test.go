@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/fstest"
 	"time"
@@ -209,7 +210,27 @@ func TestRoll(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.becomes(2, map[string]int{two: 3})
+	kept = w.becomes(2, map[string]int{two: 3})
+	// Somebody stops one, and one ends by itself.
+	for i, id := range slices.Collect(maps.Keys(kept))[:2] {
+		c, err := w.eng.Container(t.Context(), id)
+		if err == nil && i == 0 {
+			err = c.Stop(t.Context(), &coracle.StopOptions{Timeout: coracle.StopAtOnce})
+		} else if err == nil {
+			var info *coracle.ContainerInfo
+			if info, err = c.Inspect(t.Context()); err == nil {
+				err = syscall.Kill(info.PID, syscall.SIGKILL)
+			}
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for id := range w.becomes(1, map[string]int{two: 3}) {
+		if kept[id] == "" {
+			t.Error("a replica that has ended was replaced, and not started again")
+		}
+	}
 	four := w.release("four", true)
 	w.becomes(3, map[string]int{four: 3})
 	if n := p.said("event: container health_status: healthy web-"); n < 9 {

@@ -155,7 +155,7 @@ func (o *orchestrator) next(version string, current, others []*replica) step {
 // mend starts what was stopped, and restarts what is not healthy any more. What ends by itself is the supervisor's business.
 func (o *orchestrator) mend(r *replica) step {
 	switch h := r.info.Health; {
-	case r.info.Status == coracle.StatusCreated:
+	case r.info.Status == coracle.StatusCreated, r.info.Status == coracle.StatusExited && !r.info.Restarting:
 		return func(ctx context.Context) error { return r.start(ctx) }
 	case r.info.Status == coracle.StatusRunning && h != nil && h.Status == coracle.HealthUnhealthy:
 		return func(ctx context.Context) error {
