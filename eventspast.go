@@ -73,6 +73,15 @@ func (p *pastEvents) load(ctx context.Context) {
 	}
 }
 
+// now returns what a sweep has to know of a container: of one that is nobody's others may have written events since the sweep
+// read them, unless it is the first sweep after a boot.
+func (p *pastEvents) now(st *containerState, booted bool) *pastEvents {
+	if st.Owner == "" && !booted {
+		return &pastEvents{eng: p.eng}
+	}
+	return p
+}
+
 // of returns what the journal knows of a container, or nil if it never knew it: then nobody has been told that there is such
 // a container. The journal forgets; what was made before its oldest event it knew.
 func (p *pastEvents) of(ctx context.Context, st *containerState) *pastContainer {
@@ -99,7 +108,7 @@ func (p *pastEvents) settle(ctx context.Context, st *containerState, stays bool)
 
 // settleEvents is settle for a container that an operation found before any sweep did: it is locked.
 func (e *Engine) settleEvents(ctx context.Context, st *containerState) {
-	if st.Owner != "" && st.Owner != e.owner.id && !e.ownerAlive(st.Owner) {
+	if st.Owner != "" && st.Owner != e.owner.id && !e.ownerAlive(st.Owner) || st.Owner == "" && !st.unsettled() && e.marked(st.ID) {
 		(&pastEvents{eng: e}).settle(ctx, st, true)
 	}
 }
