@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/coracle-dev/coracle/internal/journal"
@@ -14,6 +15,8 @@ import (
 // dead engines have no other writers than the sweep, and there is one at a time.
 type pastEvents struct {
 	eng        *Engine
+	dead       []*owner // engines that were dead before the journal was read; all are, in the first sweep after a boot
+	booted     bool
 	read       bool
 	oldest     time.Time // what happened before this the journal does not know any more
 	containers map[string]*pastContainer
@@ -22,8 +25,18 @@ type pastEvents struct {
 // pastContainer is a container in the journal.
 type pastContainer struct {
 	last      Event // any with the attributes that all have
+	created   bool  // it was created
 	running   bool  // it was started, and has not died
 	destroyed bool
+}
+
+// now returns what a sweep has to know of the containers of an engine: others than those that were dead before the sweep read
+// the journal may have written events since. Who has none is anybody's.
+func (p *pastEvents) now(id string) *pastEvents {
+	if p.booted || slices.ContainsFunc(p.dead, func(o *owner) bool { return o.id == id }) {
+		return p
+	}
+	return &pastEvents{eng: p.eng}
 }
 
 // load reads the journal, at most once in a sweep and only if there is something to sweep.
@@ -65,7 +78,9 @@ func (p *pastEvents) load(ctx context.Context) {
 		case ActionDestroy:
 			*c = pastContainer{destroyed: true}
 			continue
-		case ActionCreate, ActionRename:
+		case ActionCreate:
+			c.created = true
+		case ActionRename:
 		default:
 			continue
 		}
@@ -73,22 +88,17 @@ func (p *pastEvents) load(ctx context.Context) {
 	}
 }
 
-// now returns what a sweep has to know of a container: of one that is nobody's others may have written events since the sweep
-// read them, unless it is the first sweep after a boot.
-func (p *pastEvents) now(st *containerState, booted bool) *pastEvents {
-	if st.Owner == "" && !booted {
-		return &pastEvents{eng: p.eng}
-	}
-	return p
-}
-
 // of returns what the journal knows of a container, or nil if it never knew it: then nobody has been told that there is such
 // a container. The journal forgets; what was made before its oldest event it knew.
 func (p *pastEvents) of(ctx context.Context, st *containerState) *pastContainer {
 	p.load(ctx)
 	c := p.containers[st.ID]
-	if c == nil && !p.oldest.IsZero() && st.Created.Before(p.oldest) {
+	before := !p.oldest.IsZero() && st.Created.Before(p.oldest)
+	if c == nil && before {
 		return &pastContainer{running: st.Status == StatusRunning}
+	}
+	if c != nil && !c.created && !c.destroyed && !before {
+		return nil // it has a new name, and its engine was killed before its first event
 	}
 	return c
 }
