@@ -4,21 +4,18 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"slices"
 	"time"
 
 	"github.com/coracle-dev/coracle/internal/journal"
 )
 
 // pastEvents is what the journal says of the containers that a sweep looks at. A program that is killed between an
-// operation and its event leaves the event to the sweep; one that is killed after it must not have it twice. The containers of
-// dead engines have no other writers than the sweep, and there is one at a time.
+// operation and its event leaves the event to the sweep; one that is killed after it must not have it twice. Who writes events
+// of a container's life holds its lock, so what is read under the lock is all that there is.
 type pastEvents struct {
 	eng        *Engine
-	dead       []*owner // engines that were dead before the journal was read; all are, in the first sweep after a boot
-	booted     bool
-	read       bool
-	oldest     time.Time // what happened before this the journal does not know any more
+	at         journal.Cursor // what was read
+	oldest     time.Time      // what happened before this the journal does not know any more
 	containers map[string]*pastContainer
 }
 
@@ -30,23 +27,13 @@ type pastContainer struct {
 	destroyed bool
 }
 
-// now returns what a sweep has to know of the containers of an engine: others than those that were dead before the sweep read
-// the journal may have written events since. Who has none is anybody's.
-func (p *pastEvents) now(id string) *pastEvents {
-	if p.booted || slices.ContainsFunc(p.dead, func(o *owner) bool { return o.id == id }) {
-		return p
-	}
-	return &pastEvents{eng: p.eng}
-}
-
-// load reads the journal, at most once in a sweep and only if there is something to sweep.
+// load reads the journal, and later what has come since: others may have written events of a container until it was locked.
 func (p *pastEvents) load(ctx context.Context) {
-	if p.read {
-		return
+	if p.containers == nil {
+		p.containers = make(map[string]*pastContainer)
 	}
-	p.read, p.containers = true, make(map[string]*pastContainer)
 	// To its end: with half of it, events would come twice. It takes a moment.
-	for rec, err := range p.eng.events.journal.Read(context.WithoutCancel(ctx), journal.ReadOptions{}) {
+	for rec, err := range p.eng.events.journal.Read(context.WithoutCancel(ctx), journal.ReadOptions{After: p.at}) {
 		var gap *journal.Gap
 		if errors.As(err, &gap) {
 			continue
@@ -55,6 +42,7 @@ func (p *pastEvents) load(ctx context.Context) {
 			p.eng.log.Warn("the sweep cannot read the events", "error", err)
 			return
 		}
+		p.at = rec.Cursor
 		var ev Event
 		if json.Unmarshal(rec.Payload, &ev) != nil {
 			continue

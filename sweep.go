@@ -106,11 +106,11 @@ func (e *Engine) sweepContainers(ctx context.Context, dead []*owner, booted bool
 	if err != nil {
 		return err
 	}
-	past := &pastEvents{eng: e, dead: dead, booted: booted}
+	past := &pastEvents{eng: e}
 	for _, entry := range entries {
 		if owner, id, ok := strings.Cut(strings.TrimPrefix(entry.Name(), "."), "."); ok && entry.Name()[0] == '.' {
 			if gone(owner) {
-				past.now(owner).removed(ctx, id)
+				past.removed(ctx, id)
 				if err := os.RemoveAll(filepath.Join(e.containersDir(), entry.Name())); err != nil {
 					return err
 				}
@@ -164,7 +164,7 @@ func (e *Engine) sweepContainer(ctx context.Context, id string, gone func(owner 
 		return c.settleLocked(ctx, st)
 	}
 	goes := !e.whole(st) || st.Owner != "" && (st.Status == StatusRunning || st.Spec.AutoRemove)
-	if past = past.now(st.Owner); goes || st.Owner != "" || booted {
+	if goes || st.Owner != "" || booted {
 		past.settle(ctx, st, !goes)
 	}
 	if goes {
