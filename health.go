@@ -239,13 +239,25 @@ func (e *Engine) health(st *containerState) (*Health, error) {
 	}
 	var r healthRecord
 	err := statefile.Read(e.containerDir(st.ID), healthFile, &r)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, statefile.ErrTorn) {
+	var io *fs.PathError
+	if errors.As(err, &io) && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
-	if err != nil || r.Version != stateVersion || r.Run != st.Starts {
-		return &Health{Status: HealthStarting}, nil
+	if err != nil || r.Version != stateVersion || r.Run != st.Starts || !r.sound() {
+		return &Health{Status: HealthStarting}, nil // nothing, or what a power failure has left
 	}
 	return &r.Health, nil
+}
+
+// sound reports whether this is something that a supervisor may have written.
+func (h *Health) sound() bool {
+	switch h.Status {
+	case HealthStarting, HealthHealthy, HealthUnhealthy:
+	default:
+		return false
+	}
+	long := func(r HealthResult) bool { return len(r.Output) > maxHealthOutput }
+	return h.FailingStreak >= 0 && len(h.Log) <= maxHealthLog && !slices.ContainsFunc(h.Log, long)
 }
 
 // healthy reports whether the container runs and is healthy. One without a health check never will be.

@@ -168,7 +168,7 @@ func TestHealthHostile(t *testing.T) {
 		code   int
 		output string // its beginning
 	}{
-		"floods its output":           {coracle.HealthSpec{Test: []string{"CMD", "/tool", "flood", "200000000"}, Timeout: time.Minute}, coracle.HealthHealthy, 0, "abcdefgh"},
+		"floods its output":           {coracle.HealthSpec{Test: []string{"CMD", "/tool", "flood", "50000000"}, Timeout: time.Minute}, coracle.HealthHealthy, 0, "abcdefgh"},
 		"floods for ever":             {coracle.HealthSpec{Test: []string{"CMD", "/tool", "flood", "1000000000000"}, Timeout: 500 * time.Millisecond}, coracle.HealthUnhealthy, -1, "Health check exceeded timeout (500ms): abc"},
 		"never ends":                  {coracle.HealthSpec{Test: []string{"CMD", "/tool", "stubborn"}, Timeout: 500 * time.Millisecond}, coracle.HealthUnhealthy, -1, "Health check exceeded timeout (500ms): ready"},
 		"spins":                       {coracle.HealthSpec{Test: []string{"CMD", "/tool", "spin"}, Timeout: 500 * time.Millisecond}, coracle.HealthUnhealthy, -1, "Health check exceeded timeout (500ms): ready"},

@@ -89,6 +89,7 @@ func (c *Container) probe(ctx context.Context, st *containerState) (HealthResult
 	out := &head{most: maxHealthOutput}
 	cmd := c.Command(check.Args[0], check.Args[1:]...)
 	cmd.Stdout, cmd.Stderr, cmd.WaitDelay = out, out, probeGrace
+	cmd.silent = true // or the journal would hold little else
 	r := HealthResult{Start: time.Now()}
 	err := cmd.Start(limited)
 	if err == nil {

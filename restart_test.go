@@ -3,6 +3,8 @@ package coracle
 import (
 	"encoding/json"
 	"errors"
+	"os"
+	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
@@ -281,6 +283,41 @@ func FuzzImageHealth(f *testing.F) {
 		}
 		if len(check.Args) == 0 || check.Interval <= 0 || check.Timeout <= 0 || check.StartInterval <= 0 || check.StartPeriod < 0 || check.Retries <= 0 {
 			t.Errorf("%q gives %+v", raw, check)
+		}
+	})
+}
+
+// FuzzHealthFile: whatever is in a health.json, it is a health that checks can go on from.
+func FuzzHealthFile(f *testing.F) {
+	for _, s := range []string{
+		`{"Version":1,"Run":3,"Status":"healthy","FailingStreak":0,"Log":[{"Start":"2026-01-01T00:00:00Z","End":"2026-01-01T00:00:01Z","ExitCode":0,"Output":"ok"}]}`,
+		`{"Version":1,"Run":3,"Status":"unhealthy","FailingStreak":4}`, `{"Version":1,"Run":3,"Status":"","FailingStreak":-4}`,
+		`{"Version":1,"Run":2,"Status":"healthy"}`, `{}`, `[]`, ``, "\x00\x00\x00", `{"Version":1,"Run":3,"Status":"starting","Log":[{},{},{},{},{},{}]}`,
+		`{"Version":1,"Run":3,"Status":"starting","Log":[{"End":"9999-01-01T00:00:00Z"}]}`,
+	} {
+		f.Add([]byte(s))
+	}
+	e := &Engine{root: f.TempDir()}
+	st := &containerState{ID: strings.Repeat("a", idLength), Status: StatusRunning, Starts: 3, Started: time.Now()}
+	st.Resolved.Health = &healthCheck{Args: []string{"x"}, Interval: time.Second, StartInterval: time.Second, Timeout: time.Second, Retries: 3}
+	if err := os.MkdirAll(e.containerDir(st.ID), 0o700); err != nil {
+		f.Fatal(err)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if err := os.WriteFile(filepath.Join(e.containerDir(st.ID), healthFile), b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		h, err := e.health(st)
+		if err != nil || h == nil || !h.sound() {
+			t.Fatalf("%q gives %+v, %v", b, h, err)
+		}
+		now := time.Now()
+		if due := h.next(st.Resolved.Health, st.Started, now); due.Sub(now) > time.Second {
+			t.Errorf("%q: the next check in %v", b, due.Sub(now))
+		}
+		h.record(st.Resolved.Health, st.Started, HealthResult{ExitCode: 1, Start: now})
+		if !h.sound() {
+			t.Errorf("%q becomes %+v", b, h)
 		}
 	})
 }

@@ -12,7 +12,8 @@ import (
 
 // Wait waits until the container has ended and its output has arrived, and returns how it ended. A container that ended
 // before gives its last exit status at once; one that was never started gives ErrNotRunning. Cancelling ctx ends the
-// waiting, not the container.
+// waiting, not the container. If a container that another program runs, or a detached one, is started again so soon that
+// its end was not seen, the status is unknown.
 //
 // If a writer of the spec failed, Wait returns its error together with the exit status.
 func (c *Container) Wait(ctx context.Context) (ExitStatus, error) {
@@ -44,6 +45,7 @@ func (st *containerState) waitFor() (pid int, boot string, start uint64) {
 // kernel tells, and then for the record that is made of it.
 func (c *Container) waitElsewhere(ctx context.Context) (ExitStatus, error) {
 	unknown := ExitStatus{Code: -1, Unknown: true}
+	run := 0 // which start of the container it is about
 	for pause := time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
 		st, err := c.current()
 		switch {
@@ -51,6 +53,8 @@ func (c *Container) waitElsewhere(ctx context.Context) (ExitStatus, error) {
 			return unknown, fmt.Errorf("removed by its owner: %w", err)
 		case err != nil:
 			return unknown, err
+		case run != 0 && st.Starts != run:
+			return unknown, nil // it has ended and was started again, too soon to see how
 		case st.Exit != nil && st.Status == StatusExited:
 			if st.unsettled() {
 				err = c.settle(ctx)
@@ -61,6 +65,7 @@ func (c *Container) waitElsewhere(ctx context.Context) (ExitStatus, error) {
 		case st.KeeperPID == 0 && !c.eng.ownerAlive(st.Owner):
 			return unknown, nil
 		}
+		run = st.Starts
 		p, err := openProcess(st.waitFor())
 		if err == nil {
 			err = p.wait(ctx)
@@ -131,6 +136,9 @@ type StopOptions struct {
 // Stop asks the container to end with its stop signal, kills it if it has not done so in time, and waits for the end.
 // It is no error if the container is not running. A paused one is resumed, so that it sees the signal. Cancelling ctx
 // ends the waiting; the container may then go on.
+//
+// Its restart policy does not start it again. If that cannot be noted, as on a full disk, the container ends all the same
+// and Stop returns the error.
 func (c *Container) Stop(ctx context.Context, opts *StopOptions) error {
 	return c.fail("stop", c.stop(ctx, opts))
 }
@@ -190,7 +198,11 @@ const defaultStopTimeout = 10 * time.Second
 // as any. What was sent a signal and has ended is an event.
 func (c *Container) stopped(ctx context.Context, st *containerState, sent, err error) error {
 	if sent == nil && ctx.Err() == nil {
-		c.eng.emitContainer(st, ActionStop)
+		// Under the lock: nothing comes after the event that it was removed.
+		if now, unlock, lockErr := c.lock(ctx); lockErr == nil {
+			c.eng.emitContainer(now, ActionStop)
+			unlock()
+		}
 	}
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrNotRunning) {
 		return nil

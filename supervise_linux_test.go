@@ -57,14 +57,14 @@ func actions(t testing.TB, eng *coracle.Engine, id string) map[string]int {
 	return counts
 }
 
-// settled waits until a container has exited and stays so.
+// rests waits until a container has exited and stays so.
 func rests(t testing.TB, c *coracle.Container, restarts int) {
 	t.Helper()
 	eventually(t, fmt.Sprintf("it has been restarted %d times and rests", restarts), func() bool {
 		info := inspect(t, c)
 		return info.Status == coracle.StatusExited && info.RestartCount == restarts
 	})
-	time.Sleep(500 * time.Millisecond) // a restart too many would come before, whatever the back-off of these tests
+	time.Sleep(time.Second) // a restart too many would come before, whatever the back-off of these tests
 	if info := inspect(t, c); info.Status != coracle.StatusExited || info.RestartCount != restarts {
 		t.Errorf("%s: %s after %d restarts, want it to rest after %d", c.Name(), info.Status, info.RestartCount, restarts)
 	}
@@ -322,11 +322,17 @@ func TestPruneAwaited(t *testing.T) {
 	if _, err := c.Wait(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	if !inspect(t, c).Restarting {
+		t.Error("it is not said to be restarting")
+	}
 	if report, err := eng.PruneContainers(t.Context(), nil); err != nil || len(report.Containers) != 0 {
 		t.Errorf("pruned: %+v, %v", report, err)
 	}
 	if err := c.Stop(t.Context(), nil); err != nil {
 		t.Fatal(err)
+	}
+	if inspect(t, c).Restarting {
+		t.Error("it is said to be restarting after the stop")
 	}
 	if report, err := eng.PruneContainers(t.Context(), nil); err != nil || len(report.Containers) != 1 {
 		t.Errorf("pruned after the stop: %+v, %v", report, err)
@@ -340,7 +346,11 @@ func TestSuperviseMany(t *testing.T) {
 	goroutines, files := runtime.NumGoroutine(), openFiles(t)
 	stop := supervised(t, eng)
 	var all []*coracle.Container
-	for i := range 50 {
+	many := 50
+	if testutil.Short() {
+		many = 10
+	}
+	for i := range many {
 		spec := coracle.ContainerSpec{Restart: coracle.RestartPolicy{Mode: coracle.RestartAlways},
 			Health: &coracle.HealthSpec{Test: []string{"CMD", "/tool", "true"}, Interval: 300 * time.Millisecond}}
 		args := []string{"sleep", "600000"}
