@@ -220,7 +220,12 @@ type RemoveOptions struct {
 // running and Force is not set, and ErrInUse if it belongs to another program that is running. It is no error if it is
 // gone already.
 func (c *Container) Remove(ctx context.Context, opts *RemoveOptions) error {
-	return c.fail("remove", c.remove(ctx, opts))
+	err := c.remove(ctx, opts)
+	// Somebody may have started it again right after it was killed.
+	for tries := 0; errors.Is(err, ErrRunning) && opts != nil && opts.Force && tries < 10 && ctx.Err() == nil; tries++ {
+		err = c.remove(ctx, opts)
+	}
+	return c.fail("remove", err)
 }
 
 func (c *Container) remove(ctx context.Context, opts *RemoveOptions) error {

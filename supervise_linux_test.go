@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -408,5 +409,34 @@ func TestSuperviseClosed(t *testing.T) {
 	}
 	if err := eng.Supervise(context.Background()); !errors.Is(err, coracle.ErrClosed) {
 		t.Errorf("with a closed engine: %v", err)
+	}
+}
+
+// TestRemoveForceWins: who removes a container by force has not to fear who starts it again and again.
+func TestRemoveForceWins(t *testing.T) {
+	eng := engine(t)
+	toolImage(t, eng, nil)
+	other := openAgain(t, eng.Root())
+	for range 10 {
+		c := detached(t, eng, coracle.ContainerSpec{}, "sleep", "600000")
+		theirs, err := other.Container(t.Context(), c.ID())
+		if err != nil {
+			t.Fatal(err)
+		}
+		ended := make(chan error, 1)
+		go func() {
+			for {
+				if err := theirs.Start(context.Background()); err != nil && !errors.Is(err, coracle.ErrRunning) {
+					ended <- err
+					return
+				}
+			}
+		}()
+		if err := c.Remove(t.Context(), &coracle.RemoveOptions{Force: true}); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-ended; !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("a start of what is gone: %v", err)
+		}
 	}
 }
