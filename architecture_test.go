@@ -55,7 +55,7 @@ func listPackages(t *testing.T, patterns ...string) []listedPackage {
 
 // forTests are packages that production code never imports; they may import testing.
 func forTests(path string) bool {
-	return slices.Contains([]string{"internal/testutil", "internal/testtool", "internal/testtool/tool", "internal/registrytest", "internal/hostile", "internal/debian", "internal/bench", "internal/vmtest", "internal/powerloss", "layerfs/layerfstest"},
+	return slices.Contains([]string{"internal/testutil", "internal/testtool", "internal/testtool/tool", "internal/registrytest", "internal/hostile", "internal/debian", "internal/bench", "internal/vmtest", "internal/powerloss", "layerfs/layerfstest", "coracletest"},
 		strings.TrimPrefix(path, module+"/"))
 }
 
@@ -126,7 +126,7 @@ func TestDependencies(t *testing.T) {
 // TestExamples: every exported type has a runnable Example, and every exported identifier is documented.
 func TestExamples(t *testing.T) {
 	testutil.NotInVM(t, "there is no source")
-	for _, dir := range []string{".", "layerfs", "nsexec", "nsexec/seccomp", "cgroup"} {
+	for _, dir := range []string{".", "layerfs", "nsexec", "nsexec/seccomp", "cgroup", "coracletest"} {
 		files, err := filepath.Glob(filepath.Join(dir, "*.go"))
 		if err != nil || len(files) == 0 {
 			testutil.Skip(t, "needs the source files")

@@ -65,9 +65,9 @@ type Cmd struct {
 	// "docker exec --privileged". The seccomp filter, masked paths and device rules stay the container's: some system
 	// calls are refused all the same.
 	Privileged bool
-	// Limits would bound the command within the container's own limits. No kernel can do that for a group with
-	// processes in it (cgroup v2) and no mode of this package does it yet: anything but the zero value makes Start
-	// return an *UnsupportedError. Rlimits and OOMScoreAdj work everywhere.
+	// Limits would bound the command within the container's own limits. Version 2 of cgroups has no limits within a
+	// group that has processes in it, and this package sets none in version 1 either: anything but the zero value makes
+	// Start return an *UnsupportedError. The container's limits hold; Rlimits and OOMScoreAdj are the command's own.
 	Limits cgroup.Limits
 	// Rlimits replace resource limits of the container's own process, by type.
 	Rlimits []specs.POSIXRlimit
@@ -89,6 +89,7 @@ type Cmd struct {
 	ProcessState *ExitStatus
 
 	c       *Container
+	silent  bool // there are no events of it
 	started bool
 	waited  bool
 	failed  error      // of StdinPipe and the like: returned by Start
@@ -97,7 +98,6 @@ type Cmd struct {
 
 	streams  *streams
 	terminal *os.File
-	reader   *terminalReader
 	// stopInput ends the copy of input to a terminal when it is closed.
 	stopInput *os.File
 
@@ -324,13 +324,18 @@ func (c *Cmd) start(ctx context.Context) error {
 		return err
 	}
 	id, text := newID(idLength/2), c.String()
-	e.emitContainer(st, ActionExecCreate+EventAction(": "+text), attrExecID, id)
+	emit := func(action EventAction, pairs ...string) {
+		if !c.silent {
+			e.emitContainer(st, action, append(pairs, attrExecID, id)...)
+		}
+	}
+	emit(ActionExecCreate + EventAction(": "+text))
 	proc, err := e.launcher.Start(starting, prog, &c.streams.stdio)
 	if err != nil {
 		c.streams.abandon()
 		return t.explain(err)
 	}
-	e.emitContainer(st, ActionExecStart+EventAction(": "+text), attrExecID, id)
+	emit(ActionExecStart + EventAction(": "+text))
 	c.Process = &Process{PID: proc.PID(), proc: proc}
 	c.terminal = proc.Terminal()
 	c.aborted, c.done = make(chan struct{}), make(chan struct{})
@@ -338,7 +343,7 @@ func (c *Cmd) start(ctx context.Context) error {
 	e.commands.add(c)
 	go func() {
 		c.await(ctx)
-		e.emitContainer(st, ActionExecDie, append(c.exit.eventAttrs(), attrExecID, id)...)
+		emit(ActionExecDie, c.exit.eventAttrs()...)
 		e.commands.remove(c)
 		close(c.done)
 	}()

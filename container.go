@@ -83,6 +83,16 @@ func (e *Engine) create(ctx context.Context, spec *ContainerSpec) (_ *Container,
 	if st.Resolved, err = spec.resolve(img.config.Config, st.ID); err != nil {
 		return nil, err
 	}
+	health, err := img.health()
+	if spec.Health.none() {
+		err = nil // whatever the image's is worth
+	}
+	if err != nil {
+		return nil, err
+	}
+	if st.Resolved.Health, err = spec.resolveHealth(health); err != nil {
+		return nil, err
+	}
 	if st.Name == "" {
 		st.Name = st.ID[:12]
 	}

@@ -33,6 +33,7 @@ func TestMain(m *testing.M) {
 	testtool.Main()
 	helperMain()
 	detachedMain()
+	superviseMain()
 	modelMain()
 	controlModelMain()
 	pullMain()

@@ -170,9 +170,14 @@ func (c *Container) signal(sig syscall.Signal) error {
 }
 
 // signalByName is signal as a user of Signal expects it.
-func (c *Container) signalByName(sig syscall.Signal) error {
+func (c *Container) signalByName(ctx context.Context, sig syscall.Signal) (err error) {
 	if sig < 0 || sig > 64 {
 		return fmt.Errorf("%w: %d is no signal", ErrInvalid, sig)
+	}
+	if sig == syscall.SIGKILL || c.stopsBy(sig) {
+		if noted := c.noteStop(ctx); noted != nil {
+			defer func() { err = errors.Join(err, noted) }()
+		}
 	}
 	if err := c.signal(sig); err != nil {
 		return err
@@ -185,6 +190,16 @@ func (c *Container) signalByName(sig syscall.Signal) error {
 		return nil
 	}
 	return c.thaw()
+}
+
+// stopsBy reports whether the signal is the container's stop signal.
+func (c *Container) stopsBy(sig syscall.Signal) bool {
+	st, err := c.current()
+	if err != nil {
+		return false
+	}
+	stop, err := parseSignal(st.Resolved.StopSignal)
+	return err == nil && stop == sig
 }
 
 // thawKilled lets a container die that was killed while it was paused, or while somebody was about to pause it.

@@ -259,6 +259,7 @@ func (c *Container) settle(ctx context.Context) error {
 
 func (c *Container) settleLocked(ctx context.Context, st *containerState) error {
 	e := c.eng
+	e.commands.forget(st.ID)
 	if err := e.removeGroup(ctx, st.ID); err != nil {
 		return err
 	}

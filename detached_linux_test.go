@@ -425,3 +425,45 @@ func TestDetachedEvents(t *testing.T) {
 		}
 	}
 }
+
+// TestKeeperCgroups: a keeper is neither in the container's cgroups nor in those of the program that started it, which
+// may be ended as a whole, in no hierarchy that can be written.
+func TestKeeperCgroups(t *testing.T) {
+	eng := engine(t)
+	toolImage(t, eng, nil)
+	c := detached(t, eng, coracle.ContainerSpec{}, "sleep", "600000")
+	info := inspect(t, c)
+	groups := func(pid int) map[string]string {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := make(map[string]string)
+		for line := range strings.Lines(string(b)) {
+			if f := strings.SplitN(strings.TrimSpace(line), ":", 3); len(f) == 3 {
+				m[f[1]] = f[2]
+			}
+		}
+		return m
+	}
+	found := 0
+	keeper := groups(info.KeeperPID)
+	for hierarchy, payload := range groups(info.PID) {
+		if !strings.HasSuffix(payload, eng.GroupPrefix()+c.ID()) {
+			continue // one that this machine has and cannot be written
+		}
+		found++
+		if got := keeper[hierarchy]; !strings.HasSuffix(got, eng.GroupPrefix()+"keepers") {
+			t.Errorf("in the hierarchy %q the keeper is in %s, the container in %s", hierarchy, got, payload)
+		}
+	}
+	if found == 0 {
+		t.Errorf("the container is in no cgroup of its own: %v", groups(info.PID))
+	}
+	if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", info.KeeperPID)); err == nil && len(b) > 0 {
+		t.Errorf("the keeper has an environment: %q", b)
+	}
+	if cwd, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", info.KeeperPID)); err == nil && cwd != "/" {
+		t.Errorf("the keeper is in %s, which cannot be unmounted", cwd)
+	}
+}

@@ -62,6 +62,7 @@ type Engine struct {
 	watch     stateWatch
 
 	commands commands // exectarget.go
+	sockets  sockets  // dial.go
 
 	mu     sync.Mutex
 	owned  map[string]*Container // by id: those that this engine answers for

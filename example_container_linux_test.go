@@ -343,4 +343,8 @@ var needsRoot = "^(" + strings.Join([]string{
 	"ExampleContainer_Pause", "ExampleContainer_Update", "ExampleContainer_Rename", "ExampleCondition", "ExampleProcessInfo", "ExampleStats",
 	"ExampleCmd", "ExampleContainer_Command", "ExampleProcess", "ExampleTerminalSize",
 	"ExampleAttachOptions", "ExampleAttachOptions_detachKeys", "ExampleInput",
+	"ExampleEngine_Supervise", "ExampleHealthSpec", "ExampleHealth", "ExampleHealthStatus",
+	"ExampleContainer_Logs", "ExampleContainer_LogLines", "ExampleContainer_CopyLogs", "ExampleLogOptions", "ExampleLogRecord", "ExampleLogLine",
+	"ExampleLogSpec", "ExampleLogMode",
+	"ExampleContainer_DialContext",
 }, "|") + ")$"

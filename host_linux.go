@@ -113,6 +113,22 @@ func (p *hostProcess) openRoot(pid int) (*os.File, error) {
 	return os.NewFile(uintptr(fd), "root"), nil
 }
 
+// openDir opens the directory that the process with this pid, which it is, has in /proc.
+func (p *hostProcess) openDir(pid int) (*os.File, error) {
+	fd, err := unix.Open("/proc/"+strconv.Itoa(pid), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	// As long as the process is there, the number is its own.
+	if gone := p.signal(0); gone != nil {
+		if err == nil {
+			unix.Close(fd)
+		}
+		return nil, gone
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open the process's directory: %w", err)
+	}
+	return os.NewFile(uintptr(fd), "proc"), nil
+}
+
 // ended says whether the process has ended, or does so within the time. Unlike signal it knows of one that nobody has
 // waited for yet.
 func (p *hostProcess) ended(within time.Duration) bool {

@@ -28,6 +28,8 @@ func (*hostProcess) close() {}
 
 func (*hostProcess) openRoot(int) (*os.File, error) { return nil, errors.ErrUnsupported }
 
+func (*hostProcess) openDir(int) (*os.File, error) { return nil, errors.ErrUnsupported }
+
 func (*hostProcess) ended(time.Duration) bool { return false }
 
 func (*hostProcess) file() *os.File { return nil }

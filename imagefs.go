@@ -26,6 +26,8 @@ import (
 type ImageFSOptions struct {
 	// Config is how a container of the image runs. The zero value says nothing: whoever runs it gives the arguments.
 	Config ImageConfig
+	// Health is the health check of the image's containers. Nil means none.
+	Health *HealthSpec
 	// Platform is what the files run on, such as "linux/arm64". Empty means linux and the architecture of this program.
 	Platform string
 	// Created is the image's date. Zero means none: one of the clock would give the same files another digest.
@@ -89,7 +91,12 @@ func (e *Engine) imageFromFS(ctx context.Context, name string, fsys fs.FS, opts 
 		created := o.Created.UTC()
 		config.Created = &created
 	}
-	rawConfig, err := json.Marshal(config)
+	if o.Health != nil {
+		if err := o.Health.validate(); err != nil {
+			return nil, err
+		}
+	}
+	rawConfig, err := marshalConfig(config, o.Health)
 	if err != nil {
 		return nil, err
 	}
@@ -129,6 +136,23 @@ func (e *Engine) imageFromFS(ctx context.Context, name string, fsys fs.FS, opts 
 		img.emit(ActionImport, ref.key())
 	}
 	return img, err
+}
+
+// marshalConfig writes a configuration with a health check, which is Docker's addition to the OCI specification.
+func marshalConfig(config ocispec.Image, health *HealthSpec) ([]byte, error) {
+	if health == nil {
+		return json.Marshal(config)
+	}
+	return json.Marshal(struct {
+		ocispec.Image
+		Config struct {
+			ocispec.ImageConfig
+			Healthcheck *HealthSpec
+		} `json:"config"`
+	}{Image: config, Config: struct {
+		ocispec.ImageConfig
+		Healthcheck *HealthSpec
+	}{config.Config, health}})
 }
 
 // describeTar is the first reading: digest and size must be known before the second one can be verified.

@@ -30,6 +30,12 @@ type ContainerInfo struct {
 	Started  time.Time // zero if it was never started
 	Finished time.Time // zero if it is running or was never started
 	Exit     *ExitStatus
+	// Health is what health checks have found, or nil without any.
+	Health *Health
+	// RestartCount is how often the restart policy has started the container since a program did. Restarting says that it has
+	// ended and that its policy wants it to be started again: whoever supervises the root does, after a pause.
+	RestartCount int
+	Restarting   bool
 	// LogDroppedBytes is how much of the output of a detached container was lost since its last start because the disk
 	// was full, and LogFull whether it is at present.
 	LogDroppedBytes uint64
@@ -51,7 +57,11 @@ func (c *Container) Inspect(ctx context.Context) (*ContainerInfo, error) {
 	info := &ContainerInfo{
 		ID: st.ID, Name: st.Name, Status: c.eng.status(st), PID: st.PID, Image: st.Spec.Image, ImageID: st.ImageID,
 		Labels: st.Resolved.Labels, Created: st.Created, Started: st.Started, Finished: st.Finished, Exit: st.Exit,
-		Spec: st.Spec, OCI: st.spec,
+		Spec: st.Spec, OCI: st.spec, RestartCount: st.Restarts,
+	}
+	info.Restarting, _, _ = st.restart()
+	if info.Health, err = c.eng.health(st); err != nil {
+		return nil, c.fail("inspect", err)
 	}
 	if st.kept() {
 		info.KeeperPID = st.KeeperPID

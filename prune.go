@@ -130,7 +130,7 @@ type ContainerPruneOptions struct {
 }
 
 // PruneContainers removes the containers that are not running. Those that belong to another program which has the root
-// open stay. The error is an [*OpError].
+// open stay, and so do those that their restart policy wants to be started again. The error is an [*OpError].
 func (e *Engine) PruneContainers(ctx context.Context, opts *ContainerPruneOptions) (*PruneReport, error) {
 	if opts == nil {
 		opts = &ContainerPruneOptions{}
@@ -154,6 +154,9 @@ func (e *Engine) pruneContainers(ctx context.Context, opts *ContainerPruneOption
 		}
 		if err != nil {
 			return err
+		}
+		if wanted, _, _ := st.restart(); wanted {
+			continue
 		}
 		if st.Status == StatusRunning || !opts.matches(st.Created, st.Resolved.Labels) {
 			continue

@@ -22,6 +22,8 @@ type containerChanges struct {
 	Limits  *cgroup.Limits `json:",omitempty"`
 	// Restarting is the engine that restarts the container: AutoRemove does not count at this end.
 	Restarting string `json:",omitempty"`
+	// Stopped says that somebody has ended the container: its restart policy does not start it.
+	Stopped *stopMark `json:",omitempty"`
 }
 
 const changesFile = "changes.json"
@@ -38,6 +40,7 @@ func (e *Engine) applyChanges(st *containerState) error {
 	if ch.Limits != nil {
 		st.Spec.Limits = *ch.Limits
 	}
+	st.stopped = ch.Stopped
 	return nil
 }
 

@@ -22,6 +22,7 @@ type resolvedSpec struct {
 	StopSignal string
 	Hostname   string
 	Labels     map[string]string
+	Health     *healthCheck `json:",omitempty"`
 }
 
 const defaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -182,6 +183,14 @@ func (s *ContainerSpec) validate() error {
 			return invalid(fmt.Sprintf("Devices[%d]", i), "%q needs absolute paths and permissions of \"rwm\"", d.Path)
 		}
 	}
+	if err := s.Restart.validate(s); err != nil {
+		return invalid("Restart", "%v", err)
+	}
+	if s.Health != nil {
+		if err := s.Health.validate(); err != nil {
+			return err
+		}
+	}
 	if err := s.Log.validate(); err != nil {
 		return invalid("Log", "%v", err)
 	}
@@ -227,6 +236,11 @@ func (s *ContainerSpec) clone() ContainerSpec {
 	c.DNS, c.DNSSearch, c.DNSOptions = slices.Clone(s.DNS), slices.Clone(s.DNSSearch), slices.Clone(s.DNSOptions)
 	c.Labels, c.Sysctls = maps.Clone(s.Labels), maps.Clone(s.Sysctls)
 	c.Networks, c.Devices, c.Rlimits = slices.Clone(s.Networks), slices.Clone(s.Devices), slices.Clone(s.Rlimits)
+	if s.Health != nil {
+		h := *s.Health
+		h.Test = slices.Clone(h.Test)
+		c.Health = &h
+	}
 	c.Mounts = slices.Clone(s.Mounts)
 	for i := range c.Mounts {
 		c.Mounts[i].Options = slices.Clone(c.Mounts[i].Options)

@@ -34,7 +34,7 @@ func (e *Engine) Run(ctx context.Context, spec *ContainerSpec) error {
 		return err
 	}
 	if !exit.Success() {
-		return &ExitError{ExitStatus: exit, Container: c.name}
+		return &ExitError{ExitStatus: exit, Container: c.knownName()}
 	}
 	return nil
 }

@@ -102,6 +102,10 @@ type ContainerSpec struct {
 
 	// AutoRemove removes the container when it has ended; a detached one when an engine learns of it.
 	AutoRemove bool `json:",omitempty"`
+	// Restart says when the container is started again, by Engine.Supervise. The zero policy is "no". Others need Detached.
+	Restart RestartPolicy `json:",omitzero"`
+	// Health is the container's health check. Nil means the image's.
+	Health *HealthSpec `json:",omitempty"`
 
 	// Log says what is kept of the output that the spec does not take itself. The zero LogSpec keeps at most 64 MB of it,
 	// unless AutoRemove is set.

@@ -47,7 +47,11 @@ func (c *Container) Start(ctx context.Context) error {
 	return c.fail("start", c.start(ctx))
 }
 
-func (c *Container) start(ctx context.Context) error {
+func (c *Container) start(ctx context.Context) error { return c.startIf(ctx, nil) }
+
+// startIf starts the container if admit, called with the container locked and its state, returns nil. Without admit it is
+// somebody's own start, and the counting of restarts begins anew.
+func (c *Container) startIf(ctx context.Context, admit func(*containerState) error) error {
 	e := c.eng
 	ctx, done, err := e.begin(ctx)
 	if err != nil {
@@ -83,6 +87,11 @@ func (c *Container) start(ctx context.Context) error {
 	}
 	if st.Customized && st.Spec.Customize == nil {
 		return fmt.Errorf("%w: its Customize function is known only to the program that created it, before its first detached start", ErrInvalid)
+	}
+	if admit == nil {
+		st.Restarts, st.Backoff = 0, 0
+	} else if err := admit(st); err != nil {
+		return err
 	}
 	e.settleEvents(ctx, st)
 	r, err := c.launch(ctx, st)
@@ -337,8 +346,8 @@ func (c *Container) monitor(r *run) {
 	st, _ := c.current() // of a container that this engine owns: no error is possible
 	var errs []error
 	// While the container runs; whoever asks before gets the spec from memory.
-	// A container that is removed at its end is spared the work.
-	if !st.Spec.AutoRemove {
+	// A container that is removed at its end is spared the work, unless others run commands in it.
+	if !st.Spec.AutoRemove || st.Resolved.Health != nil {
 		errs = append(errs, c.writeConfig(r))
 	}
 	status, err := r.proc.Wait(ctx)

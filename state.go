@@ -23,7 +23,8 @@ import (
 // directory is left over, and whatever has one has an owner.
 //
 //	containers/<id>/state.json    containerState
-//	containers/<id>/changes.json  what Rename and Update changed since: containerChanges
+//	containers/<id>/changes.json  what Rename, Update and Stop changed since: containerChanges
+//	containers/<id>/health.json   what health checks have found: healthRecord
 //	containers/<id>/config.json   the OCI runtime spec of the last start
 //	containers/<id>/hosts, hostname, resolv.conf
 //	containers/.<owner>.<id>      being made or removed by that owner
@@ -72,10 +73,15 @@ type containerState struct {
 	KeeperStart uint64 `json:",omitempty"`
 	// Starts counts the starts, the present one included.
 	Starts int `json:",omitempty"`
+	// Restarts counts those that its restart policy has made since somebody started it, and Backoff is how long the last one
+	// of them has waited.
+	Restarts int           `json:",omitempty"`
+	Backoff  time.Duration `json:",omitempty"`
 	// Customized says that the spec has a Customize function, which only the program that created the container has.
 	Customized bool `json:",omitempty"`
 
-	spec *specs.Spec // of the last start by this engine; others read config.json
+	spec    *specs.Spec // of the last start by this engine; others read config.json
+	stopped *stopMark   // of changes.json
 }
 
 const stateVersion = 1

@@ -12,7 +12,8 @@ import (
 
 // Wait waits until the container has ended and its output has arrived, and returns how it ended. A container that ended
 // before gives its last exit status at once; one that was never started gives ErrNotRunning. Cancelling ctx ends the
-// waiting, not the container.
+// waiting, not the container. If a container that another program runs, or a detached one, is started again so soon that
+// its end was not seen, the status is unknown.
 //
 // If a writer of the spec failed, Wait returns its error together with the exit status.
 func (c *Container) Wait(ctx context.Context) (ExitStatus, error) {
@@ -44,6 +45,7 @@ func (st *containerState) waitFor() (pid int, boot string, start uint64) {
 // kernel tells, and then for the record that is made of it.
 func (c *Container) waitElsewhere(ctx context.Context) (ExitStatus, error) {
 	unknown := ExitStatus{Code: -1, Unknown: true}
+	run := 0 // which start of the container it is about
 	for pause := time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
 		st, err := c.current()
 		switch {
@@ -51,6 +53,8 @@ func (c *Container) waitElsewhere(ctx context.Context) (ExitStatus, error) {
 			return unknown, fmt.Errorf("removed by its owner: %w", err)
 		case err != nil:
 			return unknown, err
+		case run != 0 && st.Starts != run:
+			return unknown, nil // it has ended and was started again, too soon to see how
 		case st.Exit != nil && st.Status == StatusExited:
 			if st.unsettled() {
 				err = c.settle(ctx)
@@ -61,6 +65,7 @@ func (c *Container) waitElsewhere(ctx context.Context) (ExitStatus, error) {
 		case st.KeeperPID == 0 && !c.eng.ownerAlive(st.Owner):
 			return unknown, nil
 		}
+		run = st.Starts
 		p, err := openProcess(st.waitFor())
 		if err == nil {
 			err = p.wait(ctx)
@@ -82,7 +87,7 @@ func (c *Container) waitElsewhere(ctx context.Context) (ExitStatus, error) {
 // A paused container gets it when it is resumed. Its stop signal and SIGKILL resume it, as in Docker; where the kernel
 // can kill what is frozen (cgroup version 2), SIGKILL ends it without.
 func (c *Container) Signal(ctx context.Context, sig syscall.Signal) error {
-	return c.fail(fmt.Sprintf("send %v to", sig), c.signalByName(sig))
+	return c.fail(fmt.Sprintf("send %v to", sig), c.signalByName(ctx, sig))
 }
 
 // send sends a signal to the first process, and leaves a paused one paused: see signal.
@@ -116,7 +121,7 @@ func (c *Container) send(sig syscall.Signal) error {
 
 // Kill ends the container at once and with all its processes. The error matches ErrNotRunning if it is not running.
 func (c *Container) Kill(ctx context.Context) error {
-	return c.fail("kill", c.signal(syscall.SIGKILL))
+	return c.fail("kill", c.signalByName(ctx, syscall.SIGKILL))
 }
 
 // StopOptions are the settings of one Stop; nil means the defaults.
@@ -131,11 +136,14 @@ type StopOptions struct {
 // Stop asks the container to end with its stop signal, kills it if it has not done so in time, and waits for the end.
 // It is no error if the container is not running. A paused one is resumed, so that it sees the signal. Cancelling ctx
 // ends the waiting; the container may then go on.
+//
+// Its restart policy does not start it again. If that cannot be noted, as on a full disk, the container ends all the same
+// and Stop returns the error.
 func (c *Container) Stop(ctx context.Context, opts *StopOptions) error {
 	return c.fail("stop", c.stop(ctx, opts))
 }
 
-func (c *Container) stop(ctx context.Context, opts *StopOptions) error {
+func (c *Container) stop(ctx context.Context, opts *StopOptions) (err error) {
 	if opts == nil {
 		opts = &StopOptions{}
 	}
@@ -156,6 +164,9 @@ func (c *Container) stop(ctx context.Context, opts *StopOptions) error {
 	sig, err := parseSignal(name)
 	if err != nil {
 		return err
+	}
+	if noted := c.noteStop(ctx); noted != nil {
+		defer func() { err = errors.Join(err, noted) }()
 	}
 	sent := c.signal(sig)
 	if sent != nil && !errors.Is(sent, ErrNotRunning) {
@@ -220,6 +231,9 @@ func (c *Container) remove(ctx context.Context, opts *RemoveOptions) error {
 	}
 	defer done()
 	if opts != nil && opts.Force {
+		if err := c.noteStop(ctx); err != nil {
+			e.log.Warn("a container that is being removed may be restarted before", "container", c.name, "id", c.id, "error", err)
+		}
 		if err := c.signal(syscall.SIGKILL); err != nil && !errors.Is(err, ErrNotRunning) && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}

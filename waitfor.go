@@ -20,7 +20,8 @@ const (
 	ConditionExited Condition = "exited"
 	// ConditionRemoved: the container is gone.
 	ConditionRemoved Condition = "removed"
-	// ConditionHealthy: its health check succeeds. There are no health checks yet: an *UnsupportedError.
+	// ConditionHealthy: the container runs and its health checks succeed. Some program has to run them, see
+	// [Engine.Supervise]: without one it never comes. A container without a health check is ErrInvalid.
 	ConditionHealthy Condition = "healthy"
 )
 
@@ -49,9 +50,7 @@ const (
 
 func (c *Container) waitFor(ctx context.Context, cond Condition) error {
 	switch cond {
-	case ConditionRunning, ConditionExited, ConditionRemoved:
-	case ConditionHealthy:
-		return &UnsupportedError{Feature: "waiting for the health of a container", Fix: "wait for it to run, and ask it"}
+	case ConditionRunning, ConditionExited, ConditionRemoved, ConditionHealthy:
 	default:
 		return fmt.Errorf("%w: the condition %q is unknown", ErrInvalid, cond)
 	}
@@ -84,6 +83,11 @@ func (c *Container) waitFor(ctx context.Context, cond Condition) error {
 			}
 			ran = true
 			continue
+		}
+		if cond == ConditionHealthy {
+			if healthy, err := c.eng.healthy(st); healthy || err != nil {
+				return err
+			}
 		}
 		var ended <-chan struct{}
 		switch {

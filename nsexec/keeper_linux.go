@@ -541,6 +541,13 @@ func (w *logWriter) emit() {
 	c.Syscall("take back half a record", unix.SYS_FTRUNCATE, w.logFile, w.at.Value()).Ignore()
 	if l.Block {
 		c.Branch(w.ended.Value(), NotEqual, Const(0), drop) // nobody is left to wait
+		// Room may come. What else can go wrong does not get better.
+		room := c.NewLabel()
+		for _, e := range []unix.Errno{unix.ENOSPC, unix.EDQUOT} {
+			c.Branch(written.Value(), Equal, Errno(e), room)
+		}
+		c.Branch(written.Value(), Less, Const(0), drop)
+		c.Place(room)
 		known := c.NewLabel()
 		c.Branch(full.Value(), NotEqual, Const(0), known)
 		c.Add(full, Const(1), Const(0))
@@ -558,6 +565,7 @@ func (w *logWriter) emit() {
 	c.Place(drop)
 	c.Add(bytes, bytes.Value(), n.Value())
 	c.Add(reads, reads.Value(), Const(1))
+	c.Add(w.seq, w.seq.Value(), Const(1)) // readers see that something is missing
 	c.Add(full, Const(1), Const(0))
 	w.countDropped(n)
 	c.Jump(back)

@@ -390,10 +390,13 @@ func TestKeeperFullDisk(t *testing.T) {
 			t.Errorf("the record is %+v", r)
 		}
 		list := k.log(t, "0")
-		if len(list) < 2 {
+		if len(list) < 3 {
 			t.Fatalf("%d records", len(list))
 		}
 		note, last := list[len(list)-2], list[len(list)-1]
+		if before := list[len(list)-3]; note.seq != before.seq+r.DroppedReads+1 || last.seq != note.seq+1 {
+			t.Errorf("numbers %x, %x, %x with %d reads dropped", before.seq, note.seq, last.seq, r.DroppedReads)
+		}
 		if string(last.payload) != "again\n" {
 			t.Errorf("the last record is %q", last.payload)
 		}

@@ -147,3 +147,18 @@ func TestBusyboxRootfs(t *testing.T) {
 }
 
 func statBlocks(info os.FileInfo) int64 { return info.Sys().(*syscall.Stat_t).Blocks }
+
+// TestPostgres looks at the image of the server; examples/testharness runs it.
+func TestPostgres(t *testing.T) {
+	ref, err := name.ParseReference(Postgres(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	image, err := remote.Image(ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if layers, err := image.Layers(); err != nil || len(layers) != 2 {
+		t.Errorf("%d layers, %v", len(layers), err)
+	}
+}

@@ -1,6 +1,7 @@
 package debian
 
 import (
+	"context"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -31,11 +32,7 @@ func Image(t testing.TB) *Fixture {
 	}
 	testutil.RequireRoot(t)
 	requireTools(t, "debootstrap", "docker-registry", "apt-get", "tar", "unshare", "zstd", "gzip")
-	dir, err := CacheDir("image")
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir, err = once(dir, "v1-"+runtime.GOARCH, func(tmp string) error { return buildImage(t.Context(), tmp) })
+	dir, err := imageDir(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -46,6 +43,15 @@ func Image(t testing.TB) *Fixture {
 		IndexRef: host + "/debian:latest",
 		Layers:   layerFiles(dir),
 	}
+}
+
+// imageDir is where the fixture of [Image] is.
+func imageDir(ctx context.Context) (string, error) {
+	dir, err := CacheDir("image")
+	if err != nil {
+		return "", err
+	}
+	return once(dir, "v1-"+runtime.GOARCH, func(tmp string) error { return buildImage(ctx, tmp) })
 }
 
 // BusyboxRootfs returns a new directory with a small root filesystem, removed when the test ends: a static busybox with

@@ -58,17 +58,7 @@ func buildImage(ctx context.Context, dir string) error {
 		return err
 	}
 
-	const install = `
-		mount -t overlay -o "lowerdir=$BASE,upperdir=$UPPER,workdir=$WORK/overlay" overlay "$WORK/merged"
-		mount --bind /etc/resolv.conf "$WORK/merged/etc/resolv.conf"
-		mount -t proc proc "$WORK/merged/proc"
-		printf 'exit 101\n' >"$WORK/merged/usr/sbin/policy-rc.d"
-		chroot "$WORK/merged" apt-get -q update
-		chroot "$WORK/merged" apt-get -q install -y --no-install-recommends python3-minimal
-		chroot "$WORK/merged" apt-get clean
-		rm -r "$WORK/merged/usr/sbin/policy-rc.d" "$WORK"/merged/var/lib/apt/lists/*_*
-		`
-	if err := inOverlay(ctx, work, base, python, install); err != nil {
+	if err := install(ctx, work, base, python, "python3-minimal", ""); err != nil {
 		return err
 	}
 	if err := packLayer(ctx, tars[1], python); err != nil {
@@ -115,6 +105,22 @@ func minbase(ctx context.Context, codename, dir, uri string) error {
 		return err
 	}
 	return os.RemoveAll(filepath.Join(dir, "var/cache/apt/archives"))
+}
+
+// install installs packages over the directories lower, into upper, and starts nothing. The script, if there is one, then
+// changes what is at "$WORK/merged".
+func install(ctx context.Context, work, lower, upper, packages, script string) error {
+	const text = `
+		mount -t overlay -o "lowerdir=$BASE,upperdir=$UPPER,workdir=$WORK/overlay" overlay "$WORK/merged"
+		mount --bind /etc/resolv.conf "$WORK/merged/etc/resolv.conf"
+		mount -t proc proc "$WORK/merged/proc"
+		printf 'exit 101\n' >"$WORK/merged/usr/sbin/policy-rc.d"
+		chroot "$WORK/merged" apt-get -q update
+		chroot "$WORK/merged" apt-get -q install -y --no-install-recommends %s
+		chroot "$WORK/merged" apt-get clean
+		rm -r "$WORK/merged/usr/sbin/policy-rc.d" "$WORK"/merged/var/lib/apt/lists/*_*
+		`
+	return inOverlay(ctx, work, lower, upper, fmt.Sprintf(text, packages)+script)
 }
 
 // inOverlay runs a shell script in a mount namespace of its own, which takes its mounts along when it ends.

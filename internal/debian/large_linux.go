@@ -77,16 +77,6 @@ func buildLarge(ctx context.Context, dir string) error {
 		}
 	}
 	defer os.RemoveAll(work)
-	const install = `
-		mount -t overlay -o "lowerdir=$BASE,upperdir=$UPPER,workdir=$WORK/overlay" overlay "$WORK/merged"
-		mount --bind /etc/resolv.conf "$WORK/merged/etc/resolv.conf"
-		mount -t proc proc "$WORK/merged/proc"
-		printf 'exit 101\n' >"$WORK/merged/usr/sbin/policy-rc.d"
-		chroot "$WORK/merged" apt-get -q update
-		chroot "$WORK/merged" apt-get -q install -y --no-install-recommends %s
-		chroot "$WORK/merged" apt-get clean
-		rm -r "$WORK/merged/usr/sbin/policy-rc.d" "$WORK"/merged/var/lib/apt/lists/*_*
-		`
 	tars := largeFiles(dir)
 	var lower string
 	for i, l := range largeLayers {
@@ -100,7 +90,7 @@ func buildLarge(ctx context.Context, dir string) error {
 		case l.packages == "":
 			err = smallFiles(filepath.Join(upper, "srv"), filepath.Join(work, largeLayers[1].name), filepath.Join(work, largeLayers[2].name))
 		default:
-			err = inOverlay(ctx, work, lower, upper, fmt.Sprintf(install, l.packages))
+			err = install(ctx, work, lower, upper, l.packages, "")
 		}
 		if err != nil {
 			return fmt.Errorf("layer %s: %w", l.name, err)

@@ -70,6 +70,16 @@ func Open(rootfd int, path string) (*os.File, error) {
 	return regular(fd, path)
 }
 
+// OpenPath opens whatever path names inside rootfd with O_PATH: it can be looked at, and is not used. A link at the end is
+// followed.
+func OpenPath(rootfd int, path string) (*os.File, error) {
+	fd, err := openat2(rootfd, path, unix.O_PATH, 0)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
+
 // ReadFile reads the regular file path inside rootfd, which must not be larger than max bytes (*TooLargeError).
 func ReadFile(rootfd int, path string, max int64) ([]byte, error) {
 	f, err := Open(rootfd, path)

@@ -10,6 +10,9 @@ import (
 // Open opens a regular file for reading.
 func Open(rootfd int, path string) (*os.File, error) { return nil, errors.ErrUnsupported }
 
+// OpenPath opens whatever there is with O_PATH.
+func OpenPath(rootfd int, path string) (*os.File, error) { return nil, errors.ErrUnsupported }
+
 // ReadFile reads a regular file of at most max bytes.
 func ReadFile(rootfd int, path string, max int64) ([]byte, error) { return nil, errors.ErrUnsupported }
 

@@ -19,9 +19,12 @@ type Rank int
 
 // The kinds of locks, in order.
 const (
+	// Supervisor is supervisor.lock: held as long as a program supervises the root. What it does about containers it does in
+	// other goroutines than the one that holds it.
+	Supervisor Rank = iota + 1
 	// Root is engine.lock or the store's .lock: held while a new root or store is made, or an old one brought to the
 	// present format.
-	Root Rank = iota + 1
+	Root
 	// Sweep is sweep.lock: held while what dead engines left is removed.
 	Sweep
 	// Operation is the lock of a container's directory: held while the container starts, or is removed or marked.
@@ -48,7 +51,7 @@ const (
 )
 
 func (r Rank) String() string {
-	names := [...]string{Root: "root", Sweep: "sweep", Operation: "operation", Keepers: "keepers", Image: "image", Chain: "chain", DiffID: "diffID", Turn: "turn", Collection: "collection", Index: "index", Journal: "journal"}
+	names := [...]string{Supervisor: "supervisor", Root: "root", Sweep: "sweep", Operation: "operation", Keepers: "keepers", Image: "image", Chain: "chain", DiffID: "diffID", Turn: "turn", Collection: "collection", Index: "index", Journal: "journal"}
 	if r > 0 && int(r) < len(names) {
 		return names[r]
 	}

@@ -29,7 +29,7 @@ type file struct {
 	anchor   [HeaderSize]byte
 	anchorAt int64
 	anchored bool
-	reads    int // counts calls that read
+	reads    int // counts calls that ask the file for anything
 
 	// From zeroFrom to zeroTo there was nothing but zeros, so that a long hole is read once.
 	zeroFrom, zeroTo int64
@@ -69,6 +69,7 @@ func (f *file) refresh() error {
 		return err
 	}
 	f.size, f.buf = info.Size(), f.buf[:0]
+	f.reads++ // the file may be as long as before and another one
 	return nil
 }
 

@@ -128,6 +128,25 @@ func TestRotation(t *testing.T) {
 	}
 }
 
+// TestRotationAtTheEnd: what is written and rotated after a reader has met the end of the file, and before it looks
+// whether that is still the current one.
+func TestRotationAtTheEnd(t *testing.T) {
+	dir := t.TempDir()
+	w := newWriter(t, dir, WriterOptions{MaxSize: 2 * (HeaderSize + 1)})
+	r := open(t, dir, nil)
+	write(t, w, Stdout, "a")
+	wantAll(t, r, "1:a")
+	if _, err := r.read(); err != errEnd {
+		t.Fatal(err)
+	}
+	write(t, w, Stdout, "b")
+	write(t, w, Stdout, "c")
+	if more, err := r.advance(); !more || err != nil {
+		t.Fatal(more, err)
+	}
+	wantAll(t, r, "1:b", "1:c")
+}
+
 // TestRotationHalfDone: a keeper may be killed between two renames, and between these and the new file.
 func TestRotationHalfDone(t *testing.T) {
 	dir := t.TempDir()

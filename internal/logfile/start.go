@@ -166,9 +166,10 @@ func (r *Reader) skipLines(f *file, from int64, n int) {
 
 // each calls fn with the records of output that are wanted, between two offsets of a file.
 func (r *Reader) each(f *file, from, to int64, fn func(*record) bool) {
+	var rec record // once: fn takes its address
 	for from < to {
-		rec, err := f.record(from, true)
-		if err != nil {
+		var err error
+		if rec, err = f.record(from, true); err != nil {
 			return // truncated meanwhile
 		}
 		from = rec.end

@@ -3,7 +3,6 @@ package logfile
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"strconv"
 	"sync/atomic"
@@ -112,22 +111,31 @@ func (w *Writer) Dropped() (bytes, reads uint64) { return w.note.Bytes, w.note.R
 func (w *Writer) writeOne(stream Stream, data []byte) error {
 	now, blocked := w.opts.Now(), false
 	for {
-		err := w.writeNote(now)
-		if err == nil {
-			// Numbered after the note. What is dropped has its number too: it is missing then.
-			err = w.put(stream, w.n+1, now, data)
+		// What has not been told yet goes before the record, and not without it: room for a note is not room for output.
+		w.buf = w.buf[:0]
+		n := w.n
+		if w.note.Kind != 0 {
+			n++
+			w.append(Notes, n, now, w.note.Append(nil))
 		}
+		n++
+		w.append(stream, n, now, data)
+		err := w.put()
 		if err == nil {
-			w.n++
-			w.rotate()
+			w.n, w.note = n, Note{}
 			if blocked {
 				w.note.Kind = NoteBlocked
-				w.writeNote(w.opts.Now()) // or before the next record
+				w.buf = w.buf[:0]
+				w.append(Notes, n+1, w.opts.Now(), w.note.Append(nil))
+				if w.put() == nil { // otherwise before the next record
+					w.n, w.note = n+1, Note{}
+				}
 			}
+			w.rotate()
 			return nil
 		}
 		if !w.opts.Block || !full(err) {
-			w.n++
+			w.n++ // what is dropped has its number too: it is missing then
 			w.note.Kind = NoteDropped
 			w.note.Bytes += uint64(len(data))
 			w.note.Reads++
@@ -141,22 +149,14 @@ func (w *Writer) writeOne(stream Stream, data []byte) error {
 	}
 }
 
-// writeNote tells what has not been told yet.
-func (w *Writer) writeNote(now time.Time) error {
-	if w.note.Kind == 0 {
-		return nil
-	}
-	if err := w.put(Notes, w.n+1, now, w.note.Append(nil)); err != nil {
-		return err
-	}
-	w.n++
-	w.note = Note{}
-	w.rotate()
-	return nil
+// append appends a record to what put writes.
+func (w *Writer) append(stream Stream, n uint64, now time.Time, data []byte) {
+	h := Header{Stream: stream, Length: len(data), Seq: Sequence(w.opts.Run, n), Sec: now.Unix(), Nsec: int64(now.Nanosecond())}
+	w.buf = append(h.Append(w.buf), data...)
 }
 
-// put writes a record at the offset, all of it or nothing.
-func (w *Writer) put(stream Stream, n uint64, now time.Time, data []byte) error {
+// put writes records at the offset, all of them or nothing.
+func (w *Writer) put() error {
 	if w.f == nil {
 		f, err := w.dir.OpenFile("0", os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 		if err != nil {
@@ -164,12 +164,7 @@ func (w *Writer) put(stream Stream, n uint64, now time.Time, data []byte) error 
 		}
 		w.f, w.off = f, 0
 	}
-	h := Header{Stream: stream, Length: len(data), Seq: Sequence(w.opts.Run, n), Sec: now.Unix(), Nsec: int64(now.Nanosecond())}
-	w.buf = append(h.Append(w.buf[:0]), data...)
 	if _, err := w.f.WriteAt(w.buf, w.off); err != nil {
-		if errors.Is(err, fs.ErrClosed) {
-			return err
-		}
 		return errors.Join(err, w.f.Truncate(w.off))
 	}
 	w.off += int64(len(w.buf))

@@ -87,6 +87,11 @@ func Run(args []string) int {
 			}
 			os.Stdout.Write(b)
 		}
+	case "say": // say LINE...: and stays
+		for _, line := range args[1:] {
+			fmt.Println(line)
+		}
+		time.Sleep(time.Hour)
 	case "write": // write FILE TEXT
 		if err := os.WriteFile(args[1], []byte(args[2]), 0o644); err != nil {
 			return die(err)
@@ -143,6 +148,10 @@ func Run(args []string) int {
 		signal.Reset(syscall.Signal(number(1)))
 		syscall.Kill(os.Getpid(), syscall.Signal(number(1)))
 		time.Sleep(time.Second)
+	case "kill": // kill PID SIGNAL
+		if err := syscall.Kill(number(1), syscall.Signal(number(2))); err != nil {
+			return die(err)
+		}
 	case "stubborn": // ignores every signal that can be ignored
 		signal.Ignore()
 		for s := 1; s < 65; s++ {
@@ -246,6 +255,8 @@ func Run(args []string) int {
 				return die(err)
 			}
 		}
+	case "serve":
+		return serve(args[1:])
 	case "attack":
 		return attack(args[1:])
 	case "report":

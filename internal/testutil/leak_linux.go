@@ -99,7 +99,7 @@ func hostState() host {
 			continue
 		}
 		parents[pid], _ = strconv.Atoi(fields[1])
-		names[pid] = text[:end+1] + " " + fields[0]
+		names[pid] = text[:end+1] // and not whether it runs or sleeps
 	}
 	for pid := range parents {
 		for p := parents[pid]; p > 0; p = parents[p] {

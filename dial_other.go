@@ -1,0 +1,15 @@
+//go:build !linux
+
+package coracle
+
+import (
+	"context"
+	"errors"
+	"net"
+)
+
+type sockets struct{}
+
+func (*sockets) dial(context.Context, *hostProcess, int, dialAddress) (net.Conn, error) {
+	return nil, errors.ErrUnsupported
+}
