@@ -92,14 +92,11 @@ type Cmd struct {
 	silent  bool // there are no events of it
 	started bool
 	waited  bool
-	failed  error      // of StdinPipe and the like: returned by Start
 	childs  []*os.File // the command's ends of the caller's pipes: closed once it has them
 	ours    []*os.File // the caller's ends, closed by Wait
 
 	streams  *streams
 	terminal *os.File
-	// stopInput ends the copy of input to a terminal when it is closed.
-	stopInput *os.File
 
 	aborted chan struct{} // closed by Engine.Close
 	done    chan struct{} // closed when the following are set

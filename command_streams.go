@@ -93,8 +93,8 @@ func (c *Cmd) endStreams(late <-chan time.Time) error {
 			for _, f := range c.childs {
 				f.Close()
 			}
-			if c.stopInput != nil {
-				c.stopInput.Close()
+			if s.stopInput != nil { // an output that nobody waits for any more
+				s.stopInput.Close()
 			}
 		}()
 	}

@@ -298,10 +298,6 @@ func TestWrongCalls(t *testing.T) {
 	ctx, eng := t.Context(), engine(t)
 	toolImage(t, eng, nil)
 	other := another(t, eng)
-	type state struct {
-		name string
-		c    *coracle.Container
-	}
 	create := func(name string) *coracle.Container {
 		c, err := eng.Create(ctx, &coracle.ContainerSpec{Name: name, Image: "tool", Args: []string{"stubborn"}})
 		if err != nil {

@@ -57,7 +57,7 @@ func (p RestartPolicy) validate(s *ContainerSpec) error {
 	case s.AutoRemove:
 		return errors.New("with AutoRemove there is nothing to start again")
 	case s.Customize != nil:
-		return errors.New("Customize is known to this program only, and others have to start it again")
+		return errors.New("others have to start it again, and Customize is known to this program only")
 	}
 	return nil
 }

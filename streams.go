@@ -19,7 +19,8 @@ type streams struct {
 	copies  []func() error
 	logEnds []*os.File // the guard's ends of pipes, see toLog
 
-	terminal *terminalReader // in place of pipes
+	terminal  *terminalReader // in place of pipes
+	stopInput *os.File        // ends the copy of input to it when it is closed
 
 	output sync.WaitGroup // copies of output
 	mu     sync.Mutex
@@ -145,13 +146,32 @@ func (s *streams) copyTerminal(terminal *os.File, in io.Reader, out io.Writer) {
 	if in == nil {
 		return
 	}
+	done := func() {}
+	if f, ok := in.(*os.File); ok {
+		if stop, ours, err := os.Pipe(); err == nil {
+			s.stopInput = ours
+			in, done = &fileUntil{f, stop}, func() { stop.Close() }
+		}
+	}
 	s.copies = append(s.copies, func() error {
+		defer done()
 		// As in reader: an error of the other side is its own business, and nothing waits for this copy.
 		if _, err := io.Copy(struct{ io.Writer }{terminal}, in); err == nil {
 			terminal.Write([]byte{endOfInput})
 		}
 		return nil
 	})
+}
+
+// fileUntil reads a file until the other end of stop is closed. A read that is not stopped would take the next line of the
+// program's own terminal, long after what it was for has ended.
+type fileUntil struct{ f, stop *os.File }
+
+func (r *fileUntil) Read(p []byte) (int, error) {
+	if !readableBefore(r.f, r.stop) {
+		return 0, io.EOF
+	}
+	return r.f.Read(p)
 }
 
 // own gives the process's ends of our pipes to the user that it runs as, so that it may open /dev/stdout and the like
@@ -197,6 +217,9 @@ func (s *streams) end() error {
 		defer s.terminal.f.Close()
 	}
 	s.output.Wait()
+	if s.stopInput != nil {
+		s.stopInput.Close()
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.err

@@ -117,7 +117,10 @@ func Run(args []string) int {
 		}
 	case "spin": // uses one processor
 		fmt.Println("ready")
-		for {
+		for n := 0; ; n++ {
+			if n < 0 {
+				return n
+			}
 		}
 	case "count": // count LINES CODE: numbered lines, each written by itself, with pauses
 		for i := range number(1) {
