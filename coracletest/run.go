@@ -31,8 +31,8 @@ func Run(t testing.TB, spec coracle.ContainerSpec, waits ...Wait) *coracle.Conta
 	return RunIn(t, Engine(t), spec, waits...)
 }
 
-// RunIn is [Run] with an engine of the test's own, which is closed by a cleanup function that was registered before, or
-// later. Nil means that of [Engine].
+// RunIn is [Run] with an engine of the test's own. It has to be open when the cleanup functions of this call run: close it in
+// one that was registered before, not in a defer. Nil means the engine of [Engine].
 func RunIn(t testing.TB, eng *coracle.Engine, spec coracle.ContainerSpec, waits ...Wait) *coracle.Container {
 	t.Helper()
 	c, err := Start(t, eng, spec, waits...)
