@@ -2,7 +2,7 @@
 
 GO ?= go
 
-.PHONY: all build test race vet lint bench test-vm test-vm-arm64 fuzz ci
+.PHONY: all build test race vet lint bench test-vm test-vm-arm64 test-reboot fuzz ci
 
 all: build vet test
 
@@ -32,6 +32,10 @@ test-vm:
 
 test-vm-arm64:
 	$(GO) run ./internal/vmtest -arch arm64 $(VMFLAGS) $(PKGS)
+
+# The machine is reset while detached containers run, and booted again: two minutes.
+test-reboot:
+	$(GO) run ./internal/vmtest -reboot -run TestReboot .
 
 # Each fuzz target for FUZZTIME.
 FUZZTIME ?= 1m

@@ -63,27 +63,32 @@ func (c *Container) attach(ctx context.Context, opts *AttachOptions) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	c.eng.emitContainer(st, ActionAttach)
+	pass := func() {}
 	if opts.Stdin != nil {
 		in, err := c.input(st)
 		if err != nil {
 			return err
 		}
 		defer in.Close()
-		go func() {
-			_, err := io.Copy(in, &detachReader{r: opts.Stdin, keys: keys})
-			switch {
-			case errors.Is(err, ErrDetached):
-				cancel(ErrDetached)
-			case err == nil && opts.EndInput:
-				in.End()
-			}
-			// That the container has closed its input, or ended, is its own business.
-		}()
+		pass = func() {
+			go func() {
+				_, err := io.Copy(in, &detachReader{r: opts.Stdin, keys: keys})
+				switch {
+				case errors.Is(err, ErrDetached):
+					cancel(ErrDetached)
+				case err == nil && opts.EndInput:
+					in.End()
+				}
+				// That the container has closed its input, or ended, is its own business.
+			}()
+		}
 	}
 	if opts.Stdout == nil && opts.Stderr == nil {
+		pass()
 		_, err = c.wait(ctx)
 	} else {
-		logs := &LogOptions{Follow: true, Tail: -1}
+		// Not before it is settled where the output begins: the answer to the input is to be seen.
+		logs := &LogOptions{Follow: true, Tail: -1, opened: pass}
 		if opts.Logs {
 			logs.Tail = 0
 		}

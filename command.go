@@ -98,7 +98,6 @@ type Cmd struct {
 
 	streams  *streams
 	terminal *os.File
-	reader   *terminalReader
 	// stopInput ends the copy of input to a terminal when it is closed.
 	stopInput *os.File
 

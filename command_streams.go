@@ -31,57 +31,9 @@ func (c *Cmd) openStreams(p *specs.Process) (err error) {
 // beginStreams starts copying.
 func (c *Cmd) beginStreams() {
 	if c.terminal != nil && c.Terminal() == nil {
-		c.copyTerminal()
+		c.streams.copyTerminal(c.terminal, c.Stdin, c.Stdout)
 	}
 	c.streams.begin()
-}
-
-// copyTerminal adds what goes through the terminal to what is copied.
-func (c *Cmd) copyTerminal() {
-	s, terminal := c.streams, c.terminal
-	c.reader = &terminalReader{f: terminal}
-	s.output.Add(1)
-	s.copies = append(s.copies, func() error {
-		defer s.output.Done()
-		w := c.Stdout
-		if w == nil {
-			w = io.Discard
-		}
-		_, err := io.Copy(w, c.reader)
-		if err != nil {
-			io.Copy(io.Discard, c.reader) // a writer that fails must not block the command
-		}
-		return err
-	})
-	if c.Stdin == nil {
-		return
-	}
-	in, done := c.Stdin, func() {}
-	if f, ok := in.(*os.File); ok {
-		if stop, ours, err := os.Pipe(); err == nil {
-			c.stopInput = ours
-			in, done = &fileUntil{f, stop}, func() { stop.Close() }
-		}
-	}
-	s.copies = append(s.copies, func() error {
-		defer done()
-		// As in streams.reader: an error of the other side is its own business, and nothing waits for this copy.
-		if _, err := io.Copy(struct{ io.Writer }{terminal}, in); err == nil {
-			terminal.Write([]byte{endOfInput})
-		}
-		return nil
-	})
-}
-
-// fileUntil reads a file until the other end of stop is closed. A read that is not stopped would take the next line of the
-// program's own terminal, long after the command has ended.
-type fileUntil struct{ f, stop *os.File }
-
-func (r *fileUntil) Read(p []byte) (int, error) {
-	if !readableBefore(r.f, r.stop) {
-		return 0, io.EOF
-	}
-	return r.f.Read(p)
 }
 
 // endOfInput is Ctrl-D, which a terminal turns into the end of a file.
@@ -132,9 +84,6 @@ func (r *terminalReader) end() {
 // endStreams waits until all output has arrived, until late or until the engine closes, and returns the first error.
 func (c *Cmd) endStreams(late <-chan time.Time) error {
 	s, arrived := c.streams, make(chan error, 1)
-	if c.reader != nil {
-		c.reader.end()
-	}
 	go func() { arrived <- s.end() }()
 	if c.TTY {
 		defer func() {

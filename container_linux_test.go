@@ -40,6 +40,7 @@ func TestMain(m *testing.M) {
 	walkMain()
 	placeMain()
 	commandChildMain()
+	openerMain()
 	flag.Parse()
 	if skip := flag.Lookup("test.skip"); os.Geteuid() != 0 && skip != nil && skip.Value.String() == "" {
 		fmt.Println("examples that start containers are skipped: they need root")

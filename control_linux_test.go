@@ -380,7 +380,7 @@ func TestWrongCalls(t *testing.T) {
 		{"running", "remove", false, coracle.ErrRunning},
 		{"running", "remove", true, coracle.ErrRunning},
 		{"running", "signal 99", false, coracle.ErrInvalid},
-		{"running", "wait for health", false, errors.ErrUnsupported},
+		{"running", "wait for health", false, coracle.ErrInvalid},
 		{"running", "wait for nothing", false, coracle.ErrInvalid},
 		{"running", "rename taken", false, fs.ErrExist},
 		{"running", "rename taken", true, fs.ErrExist},

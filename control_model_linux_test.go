@@ -43,6 +43,8 @@ type controlModelConfig struct {
 	Index int
 	Ops   int
 	Dies  int64 // it kills itself at this step; 0 means that it does not
+
+	Detached bool // the containers are detached, see detached_model_linux_test.go
 }
 
 // controlHang is how long one operation may take.
@@ -80,9 +82,13 @@ func controlModelMain() {
 	if config.Dies > 0 {
 		dieAfter(config.Dies)
 	}
+	ops := controlOps
+	if config.Detached {
+		ops = detachedOps()
+	}
 	for n := range config.Ops {
-		op := controlOps[rnd.IntN(len(controlOps))]
-		if config.Dies > 0 && op.owner {
+		op := ops[rnd.IntN(len(ops))]
+		if config.Dies > 0 && op.owner && !config.Detached {
 			continue
 		}
 		fmt.Printf("> %d %s\n", n, op.name)

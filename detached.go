@@ -247,7 +247,7 @@ func (c *Container) settle(ctx context.Context) error {
 		if st.Status == StatusRunning {
 			return nil
 		}
-		if _, err := os.Lstat(filepath.Join(c.eng.detachedDir(), c.id)); errors.Is(err, fs.ErrNotExist) {
+		if !c.eng.marked(c.id) {
 			return nil
 		}
 		// Whoever was noting it was killed, perhaps before its event.
@@ -288,6 +288,11 @@ const (
 	markStarted  = '1' // the start is told, the end is not
 	markEnding   = '2' // it may be that the end is told
 )
+
+func (e *Engine) marked(id string) bool {
+	_, err := os.Lstat(filepath.Join(e.detachedDir(), id))
+	return !errors.Is(err, fs.ErrNotExist)
+}
 
 func (e *Engine) setMark(id string, m byte) error {
 	f, err := os.OpenFile(filepath.Join(e.detachedDir(), id), os.O_WRONLY, 0)

@@ -30,7 +30,7 @@ import (
 func (c *Container) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	conn, err := c.dial(ctx, network, address)
 	if err != nil {
-		return nil, c.fail("dial "+network+" "+address+" in", err)
+		return nil, c.fail("dial in", err)
 	}
 	return conn, nil
 }

@@ -238,7 +238,7 @@ func TestDialThreads(t *testing.T) {
 	stop := make(chan struct{})
 	var looks atomic.Int64
 	var lookers, dialers sync.WaitGroup
-	for range 16 {
+	for range 4 {
 		lookers.Go(func() {
 			for {
 				select {

@@ -10,30 +10,30 @@ import (
 )
 
 // pastEvents is what the journal says of the containers that a sweep looks at. A program that is killed between an
-// operation and its event leaves the event to the sweep; one that is killed after it must not have it twice. The containers of
-// dead engines have no other writers than the sweep, and there is one at a time.
+// operation and its event leaves the event to the sweep; one that is killed after it must not have it twice. Who writes events
+// of a container's life holds its lock, so what is read under the lock is all that there is.
 type pastEvents struct {
 	eng        *Engine
-	read       bool
-	oldest     time.Time // what happened before this the journal does not know any more
+	at         journal.Cursor // what was read
+	oldest     time.Time      // what happened before this the journal does not know any more
 	containers map[string]*pastContainer
 }
 
 // pastContainer is a container in the journal.
 type pastContainer struct {
 	last      Event // any with the attributes that all have
+	created   bool  // it was created
 	running   bool  // it was started, and has not died
 	destroyed bool
 }
 
-// load reads the journal, at most once in a sweep and only if there is something to sweep.
+// load reads the journal, and later what has come since: others may have written events of a container until it was locked.
 func (p *pastEvents) load(ctx context.Context) {
-	if p.read {
-		return
+	if p.containers == nil {
+		p.containers = make(map[string]*pastContainer)
 	}
-	p.read, p.containers = true, make(map[string]*pastContainer)
 	// To its end: with half of it, events would come twice. It takes a moment.
-	for rec, err := range p.eng.events.journal.Read(context.WithoutCancel(ctx), journal.ReadOptions{}) {
+	for rec, err := range p.eng.events.journal.Read(context.WithoutCancel(ctx), journal.ReadOptions{After: p.at}) {
 		var gap *journal.Gap
 		if errors.As(err, &gap) {
 			continue
@@ -42,6 +42,7 @@ func (p *pastEvents) load(ctx context.Context) {
 			p.eng.log.Warn("the sweep cannot read the events", "error", err)
 			return
 		}
+		p.at = rec.Cursor
 		var ev Event
 		if json.Unmarshal(rec.Payload, &ev) != nil {
 			continue
@@ -65,7 +66,9 @@ func (p *pastEvents) load(ctx context.Context) {
 		case ActionDestroy:
 			*c = pastContainer{destroyed: true}
 			continue
-		case ActionCreate, ActionRename:
+		case ActionCreate:
+			c.created = true
+		case ActionRename:
 		default:
 			continue
 		}
@@ -78,8 +81,12 @@ func (p *pastEvents) load(ctx context.Context) {
 func (p *pastEvents) of(ctx context.Context, st *containerState) *pastContainer {
 	p.load(ctx)
 	c := p.containers[st.ID]
-	if c == nil && !p.oldest.IsZero() && st.Created.Before(p.oldest) {
+	before := !p.oldest.IsZero() && st.Created.Before(p.oldest)
+	if c == nil && before {
 		return &pastContainer{running: st.Status == StatusRunning}
+	}
+	if c != nil && !c.created && !c.destroyed && !before {
+		return nil // it has a new name, and its engine was killed before its first event
 	}
 	return c
 }
@@ -99,7 +106,7 @@ func (p *pastEvents) settle(ctx context.Context, st *containerState, stays bool)
 
 // settleEvents is settle for a container that an operation found before any sweep did: it is locked.
 func (e *Engine) settleEvents(ctx context.Context, st *containerState) {
-	if st.Owner != "" && st.Owner != e.owner.id && !e.ownerAlive(st.Owner) {
+	if st.Owner != "" && st.Owner != e.owner.id && !e.ownerAlive(st.Owner) || st.Owner == "" && !st.unsettled() && e.marked(st.ID) {
 		(&pastEvents{eng: e}).settle(ctx, st, true)
 	}
 }

@@ -197,6 +197,8 @@ type LogOptions struct {
 	Tail int
 	// Stdout and Stderr choose streams; both false means both. Notes are in any case among the records.
 	Stdout, Stderr bool
+
+	opened func() // called when it is settled which record is the first
 }
 
 // streams are the streams to read; nil means all.
@@ -247,6 +249,9 @@ func (c *Container) logs(ctx context.Context, opts *LogOptions) iter.Seq2[LogRec
 		if err != nil {
 			yield(LogRecord{}, err)
 			return
+		}
+		if opts.opened != nil {
+			opts.opened()
 		}
 		if r == nil {
 			return

@@ -198,7 +198,11 @@ const defaultStopTimeout = 10 * time.Second
 // as any. What was sent a signal and has ended is an event.
 func (c *Container) stopped(ctx context.Context, st *containerState, sent, err error) error {
 	if sent == nil && ctx.Err() == nil {
-		c.eng.emitContainer(st, ActionStop)
+		// Under the lock: nothing comes after the event that it was removed.
+		if now, unlock, lockErr := c.lock(ctx); lockErr == nil {
+			c.eng.emitContainer(now, ActionStop)
+			unlock()
+		}
 	}
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrNotRunning) {
 		return nil

@@ -177,10 +177,13 @@ func TestRestartPauses(t *testing.T) {
 			pauses = append(pauses, ev.Time.Sub(died))
 		}
 	}
+	// The event of an end comes after it, the later the more the machine has to do, and makes the pause look shorter.
+	var total, least time.Duration
 	for i, p := range pauses {
-		if least := 100 * time.Millisecond << i; p < least*9/10 { // the event comes a little after the end
-			t.Errorf("pause %d was %v, and should have been %v at least: %v", i, p, least, pauses)
-		}
+		total, least = total+p, least+100*time.Millisecond<<i
+	}
+	if len(pauses) < 4 || total < least*3/4 {
+		t.Errorf("pauses %v, %v in all, and should have been %v at least", pauses, total, least)
 	}
 }
 

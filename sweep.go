@@ -164,7 +164,9 @@ func (e *Engine) sweepContainer(ctx context.Context, id string, gone func(owner 
 		return c.settleLocked(ctx, st)
 	}
 	goes := !e.whole(st) || st.Owner != "" && (st.Status == StatusRunning || st.Spec.AutoRemove)
-	past.settle(ctx, st, !goes)
+	if goes || st.Owner != "" || booted {
+		past.settle(ctx, st, !goes)
+	}
 	if goes {
 		e.log.Info("removing a container whose program was killed", "container", st.Name, "id", st.ID)
 		return past.discard(ctx, st)

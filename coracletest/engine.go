@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/coracle-dev/coracle"
 	"github.com/coracle-dev/coracle/internal/filelock"
@@ -155,7 +156,8 @@ func removeMark(f *os.File) error {
 	return errors.Join(os.Remove(filepath.Join(filepath.Dir(f.Name()), markName(f))), f.Close())
 }
 
-// sweep removes the containers of test binaries that were killed.
+// sweep removes the containers of test binaries that were killed. What cannot be removed now, the next one tries again: it
+// is no reason for tests to fail.
 func sweep(ctx context.Context, eng *coracle.Engine, own *os.File) error {
 	dir := filepath.Dir(own.Name())
 	entries, err := os.ReadDir(dir)
@@ -163,39 +165,34 @@ func sweep(ctx context.Context, eng *coracle.Engine, own *os.File) error {
 		return err
 	}
 	for _, entry := range entries {
-		if entry.Name() == markName(own) || filepath.Ext(entry.Name()) != "" {
-			continue
-		}
-		if err := sweepMark(ctx, eng, filepath.Join(dir, entry.Name())); err != nil {
-			return err
+		name := filepath.Join(dir, entry.Name())
+		switch {
+		case entry.Name() == markName(own):
+		case filepath.Ext(name) != "": // one that is made takes no time at all
+			if info, err := entry.Info(); err == nil && time.Since(info.ModTime()) > time.Hour {
+				os.Remove(name)
+			}
+		default:
+			sweepMark(ctx, eng, name)
 		}
 	}
 	return nil
 }
 
-func sweepMark(ctx context.Context, eng *coracle.Engine, name string) error {
+func sweepMark(ctx context.Context, eng *coracle.Engine, name string) {
 	f, err := os.OpenFile(name, os.O_RDWR, 0)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
 	if err != nil {
-		return err
+		return
 	}
 	defer f.Close()
 	if locked, err := filelock.TryLock(f); err != nil || !locked {
-		return err
+		return
 	}
 	list, err := eng.Containers(ctx, &coracle.ContainerFilter{Labels: map[string]string{ownerLabel: filepath.Base(name)}})
-	if err != nil {
-		return err
-	}
 	for _, c := range list {
-		if err := c.Remove(ctx, &coracle.RemoveOptions{Force: true}); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
+		err = errors.Join(err, c.Remove(ctx, &coracle.RemoveOptions{Force: true}))
 	}
-	if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
+	if err == nil {
+		os.Remove(name)
 	}
-	return nil
 }

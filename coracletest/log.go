@@ -41,7 +41,7 @@ func lastLines(ctx context.Context, c *coracle.Container, n int) []string {
 func logText(lines []string) string {
 	switch len(lines) {
 	case 0:
-		return "\nit has written nothing to its log"
+		return "\nthere is nothing in its log"
 	case 1:
 		return "\nthe last line of its log:\n    " + lines[0]
 	}

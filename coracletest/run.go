@@ -22,7 +22,8 @@ const TestLabel = "dev.coracle.test.name"
 //
 // What the spec leaves open is filled in: the Name is that of the test and something random, and Log.Mode is LogFile. If
 // the test fails, the last lines of the log are logged; they lack what Stdout or Stderr of the spec take. AutoRemove is
-// ignored, so that a container that has ended can still be looked at: it is removed with the test.
+// ignored, so that a container that has ended can still be looked at: it is removed with the test. Where there is a health
+// check or a restart policy, the engine supervises until the test is over.
 //
 // It uses the engine of [Engine], and as that does it skips the test where containers cannot run.
 func Run(t testing.TB, spec coracle.ContainerSpec, waits ...Wait) *coracle.Container {
@@ -84,8 +85,9 @@ func Start(t testing.TB, eng *coracle.Engine, spec coracle.ContainerSpec, waits 
 			t.Errorf("remove the container of the test: %v", err)
 		}
 	})
-	if err = c.Start(ctx); err == nil {
-		err = supervise(t, eng, c)
+	err = c.Start(ctx)
+	if err == nil {
+		err = supervise(ctx, t, eng, c)
 	}
 	for i := 0; err == nil && i < len(waits); i++ {
 		err = waits[i].Wait(ctx, c)

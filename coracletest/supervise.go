@@ -2,29 +2,61 @@ package coracletest
 
 import (
 	"context"
-	"errors"
+	"sync"
 	"testing"
 
 	"github.com/coracle-dev/coracle"
 )
 
-// supervise does for a test's container what its health check and its restart policy ask for, until the test is over. Of all
-// tests that use a root one does it at a time.
-func supervise(t testing.TB, eng *coracle.Engine, c *coracle.Container) error {
-	info, err := c.Inspect(t.Context())
+// supervisors are the engines that supervise at present, for tests whose containers need it.
+var supervisors struct {
+	mu  sync.Mutex
+	all map[*coracle.Engine]*supervisor
+}
+
+type supervisor struct {
+	users int
+	stop  context.CancelFunc
+	err   error // to be read when done is closed
+	done  chan struct{}
+}
+
+// supervise makes the engine supervise until the test is over, if the container needs it.
+func supervise(ctx context.Context, t testing.TB, eng *coracle.Engine, c *coracle.Container) error {
+	t.Helper()
+	info, err := c.Inspect(ctx)
 	if err != nil {
 		return err
 	}
-	if mode := info.Spec.Restart.Mode; info.Health == nil && (mode == "" || mode == coracle.RestartNo) {
+	if info.Health == nil && info.Spec.Restart == (coracle.RestartPolicy{}) {
 		return nil
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan error, 1)
-	go func() { ended <- eng.Supervise(ctx) }()
+	supervisors.mu.Lock()
+	defer supervisors.mu.Unlock()
+	s := supervisors.all[eng]
+	if s == nil {
+		ctx, stop := context.WithCancel(context.Background())
+		s = &supervisor{stop: stop, done: make(chan struct{})}
+		go func() {
+			defer close(s.done)
+			s.err = eng.Supervise(ctx)
+		}()
+		if supervisors.all == nil {
+			supervisors.all = make(map[*coracle.Engine]*supervisor)
+		}
+		supervisors.all[eng] = s
+	}
+	s.users++
 	t.Cleanup(func() {
-		cancel()
-		if err := <-ended; err != nil && !errors.Is(err, coracle.ErrClosed) {
-			t.Errorf("supervise the container of the test: %v", err)
+		supervisors.mu.Lock()
+		defer supervisors.mu.Unlock()
+		if s.users--; s.users > 0 {
+			return
+		}
+		delete(supervisors.all, eng)
+		s.stop()
+		if <-s.done; s.err != nil {
+			t.Errorf("supervise the containers of tests: %v", s.err)
 		}
 	})
 	return nil

@@ -14,7 +14,8 @@ import (
 // A Wait waits until a container is ready in some sense.
 //
 // The waits of this package return a [*WaitError] when it is not: when ctx is done, when their time is up, which is
-// [DefaultTimeout] but for [WithTimeout], and at once when the container ends or cannot ever be ready.
+// [DefaultTimeout] but for [WithTimeout], and at once when the container ends (unless it has a restart policy) or cannot ever
+// be ready.
 type Wait interface {
 	Wait(ctx context.Context, c *coracle.Container) error
 }
@@ -162,6 +163,9 @@ func await(ctx context.Context, c *coracle.Container, what string, do func(ctx c
 	watched := make(chan struct{})
 	go func() {
 		defer close(watched)
+		if restarts(running, c) {
+			return // its end is not the last
+		}
 		exit, err := c.Wait(running)
 		switch {
 		case running.Err() != nil:
@@ -179,6 +183,12 @@ func await(ctx context.Context, c *coracle.Container, what string, do func(ctx c
 		return nil
 	}
 	return newWaitError(ctx, c, what, time.Since(began), cause, err)
+}
+
+// restarts says whether the container has a restart policy.
+func restarts(ctx context.Context, c *coracle.Container) bool {
+	info, err := c.Inspect(ctx)
+	return err == nil && info.Spec.Restart.Mode != "" && info.Spec.Restart.Mode != coracle.RestartNo
 }
 
 // newWaitError makes the error of a wait that last failed with err, for a cause that may be nil.

@@ -31,27 +31,26 @@ type logWait struct {
 }
 
 func (w logWait) Wait(ctx context.Context, c *coracle.Container) error {
-	began, want, seen := time.Now(), max(w.times, 1), 0
+	began := time.Now()
 	limited, cancel := bounded(ctx)
 	defer cancel()
-	var damage error
-	for line, err := range c.LogLines(limited, &coracle.LogOptions{Follow: true}) {
-		switch {
-		case err != nil: // the loop goes on behind damage only
-			if limited.Err() == nil {
-				damage = err
-			}
-		case line.Stream != coracle.LogNotes && w.match(line.Text):
-			seen++
+	seen, damage := w.read(limited, c)
+	for seen < w.want() && limited.Err() == nil && damage == nil && restarts(limited, c) {
+		// The log ends with each run of the container.
+		select {
+		case <-time.After(longestPause):
+		case <-limited.Done():
 		}
-		if seen == want {
-			return nil
+		if again, err := w.read(limited, c); again > seen || err != nil {
+			seen, damage = again, err
 		}
 	}
-	what := "a log line with " + w.what
-	last := damage
-	if want > 1 {
-		what = fmt.Sprintf("%d log lines with %s", want, w.what)
+	if seen >= w.want() {
+		return nil
+	}
+	what, last := "a log line with "+w.what, damage
+	if w.want() > 1 {
+		what = fmt.Sprintf("%d log lines with %s", w.want(), w.what)
 		last = errors.Join(fmt.Errorf("%d so far", seen), damage)
 	}
 	cause := limited.Err()
@@ -62,6 +61,26 @@ func (w logWait) Wait(ctx context.Context, c *coracle.Container) error {
 		}
 	}
 	return newWaitError(ctx, c, what, time.Since(began), cause, last)
+}
+
+func (w logWait) want() int { return max(w.times, 1) }
+
+// read follows the log to the end of the container's run, and returns how many lines match: not more than it takes.
+func (w logWait) read(ctx context.Context, c *coracle.Container) (seen int, damage error) {
+	for line, err := range c.LogLines(ctx, &coracle.LogOptions{Follow: true}) {
+		switch {
+		case err != nil: // the loop goes on behind damage only
+			if ctx.Err() == nil {
+				damage = err
+			}
+		case line.Stream != coracle.LogNotes && w.match(line.Text):
+			seen++
+		}
+		if seen == w.want() {
+			break
+		}
+	}
+	return seen, damage
 }
 
 // ForExec waits until a command in the container ends with code 0. The program and its arguments are as in
@@ -139,14 +158,24 @@ func (w portWait) Wait(ctx context.Context, c *coracle.Container) error {
 // errSilent is how a look for a port fails.
 var errSilent = errors.New("nobody listens")
 
-// ForHealthy waits until the container's health check succeeds. Run sees to it that it is made.
+// ForHealthy waits until the container's health check succeeds, which some program has to run: [Run] and the like see to
+// that. A container without one is coracle.ErrInvalid.
 func ForHealthy() Wait { return healthWait{} }
 
 type healthWait struct{}
 
 func (healthWait) Wait(ctx context.Context, c *coracle.Container) error {
 	return await(ctx, c, "its health", func(ctx context.Context) error {
-		return c.WaitFor(ctx, coracle.ConditionHealthy)
+		err := c.WaitFor(ctx, coracle.ConditionHealthy)
+		if err == nil || ctx.Err() == nil {
+			return err
+		}
+		info, inspectErr := c.Inspect(context.WithoutCancel(ctx))
+		if inspectErr != nil || info.Health == nil || len(info.Health.Log) == 0 {
+			return err
+		}
+		last := info.Health.Log[len(info.Health.Log)-1]
+		return fmt.Errorf("it is %s, the check ended with %d: %s", info.Health.Status, last.ExitCode, strings.TrimSpace(last.Output))
 	})
 }
 

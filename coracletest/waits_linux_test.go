@@ -10,8 +10,10 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"regexp"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -19,14 +21,20 @@ import (
 
 	"github.com/coracle-dev/coracle"
 	"github.com/coracle-dev/coracle/coracletest"
+	"github.com/coracle-dev/coracle/internal/testutil"
 )
 
 // within gives a wait 20 s.
 func within(w coracletest.Wait) coracletest.Wait { return coracletest.WithTimeout(20*time.Second, w) }
 
-// brief gives a wait less than it needs.
-func brief(w coracletest.Wait) coracletest.Wait {
-	return coracletest.WithTimeout(300*time.Millisecond, w)
+// brief gives a wait what one look takes, and not more than it takes to fail.
+func brief(w coracletest.Wait) coracletest.Wait { return coracletest.WithTimeout(briefly(), w) }
+
+func briefly() time.Duration {
+	if os.Getenv(testutil.VMEnv) != "" { // where all takes ten times as long
+		return 3 * time.Second
+	}
+	return time.Second
 }
 
 // TestWaits: each wait succeeds when what it waits for comes, and not before.
@@ -121,7 +129,7 @@ func TestWaitErrors(t *testing.T) {
 	eng := tool(t)
 	c := coracletest.RunIn(t, eng, spec("say", "one", "two\x1b[2J"), coracletest.ForLog("two", 1))
 	boom := errors.New("boom")
-	for _, test := range []struct {
+	tests := []struct {
 		wait       coracletest.Wait
 		what, last string
 		is         error
@@ -139,15 +147,21 @@ func TestWaitErrors(t *testing.T) {
 		{coracletest.ForExit(), "its end", "", nil},
 		{coracletest.WaitFunc(func(context.Context, *coracle.Container) error { return boom }), "a function", "boom", boom},
 		{coracletest.All(coracletest.ForLog("one", 1), coracletest.ForPort("1")), "port 1", "nobody listens", nil},
-	} {
+	}
+	errs := make([]error, len(tests))
+	var all sync.WaitGroup
+	for i, test := range tests { // at the same time, however many processors there are
+		all.Go(func() { errs[i] = brief(test.wait).Wait(t.Context(), c) })
+	}
+	all.Wait()
+	for i, test := range tests {
 		t.Run(test.what, func(t *testing.T) {
-			t.Parallel()
-			err := brief(test.wait).Wait(t.Context(), c)
+			err := errs[i]
 			var w *coracletest.WaitError
 			if !errors.As(err, &w) || !errors.Is(err, context.DeadlineExceeded) || test.is != nil && !errors.Is(err, test.is) {
 				t.Fatalf("%#v", err)
 			}
-			if w.What != test.what || w.Container != c.Name() || w.After < 250*time.Millisecond || w.After > 10*time.Second {
+			if w.What != test.what || w.Container != c.Name() || w.After < briefly()/2 || w.After > briefly()+20*time.Second {
 				t.Errorf("%+v", w)
 			}
 			if (w.Last == nil) != (test.last == "") || w.Last != nil && !strings.Contains(w.Last.Error(), test.last) {
@@ -171,6 +185,14 @@ func TestWaitErrors(t *testing.T) {
 			if err := w.Wait(ctx, c); !errors.Is(err, context.Canceled) {
 				t.Errorf("%v", err)
 			}
+		}
+	})
+	t.Run("no log", func(t *testing.T) {
+		s := spec("say", "ready")
+		s.Log.Mode = coracle.LogNone
+		c := coracletest.RunIn(t, eng, s)
+		if err := coracletest.ForLog("ready", 1).Wait(t.Context(), c); !errors.Is(err, errors.ErrUnsupported) || !strings.Contains(err.Error(), "nothing") {
+			t.Errorf("%v", err)
 		}
 	})
 	t.Run("never", func(t *testing.T) { // there is no sense in waiting

@@ -82,10 +82,9 @@ func hostile(args []string) int {
 			unix.FcntlInt(uintptr(fd), unix.F_SETOWN, 1)
 			unix.FcntlInt(uintptr(fd), unix.F_SETLEASE, unix.F_WRLCK)
 			unix.Flock(fd, unix.LOCK_EX)
-			if r, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", fd), os.O_RDWR|unix.O_NONBLOCK, 0); err == nil {
-				b := make([]byte, 1<<16)
-				r.Read(b) // what the keeper is about to read
-				r.Close()
+			if r, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", fd), unix.O_RDWR|unix.O_NONBLOCK, 0); err == nil {
+				unix.Read(r, make([]byte, 1<<16)) // what the keeper is about to read
+				unix.Close(r)
 			}
 		}
 		// Last, a packet pipe with as many packets as it takes, and no waiting.

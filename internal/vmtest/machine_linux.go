@@ -26,6 +26,7 @@ type machine struct {
 	kernel string
 	initrd string
 	disk   string
+	boot   int // 1 and 2 with -reboot, else 0
 }
 
 // run boots the machine, copies its console to out and returns nil if the guest reported that all passed.
@@ -109,6 +110,9 @@ func (m *machine) command(nonce string) (name string, args []string, err error) 
 		"no_timer_check", // a busy host may starve the emulated timer while the kernel checks it
 		"apparmor=1", "security=apparmor",
 		guestplan.Nonce + "=" + nonce,
+	}
+	if m.boot > 0 {
+		cmdline = append(cmdline, guestplan.Boot+"="+strconv.Itoa(m.boot))
 	}
 	return name, append(args,
 		"-accel", accel,

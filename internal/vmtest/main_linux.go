@@ -40,6 +40,7 @@ type options struct {
 	timeout time.Duration
 	accel   string
 	keep    bool
+	reboot  bool
 	plan    guestplan.Plan
 }
 
@@ -53,6 +54,7 @@ func main() {
 	flag.DurationVar(&o.plan.Timeout, "test.timeout", 10*time.Minute, "time limit of each test binary")
 	flag.StringVar(&o.accel, "accel", "tcg", "qemu accelerator: tcg, which works everywhere, or kvm")
 	flag.BoolVar(&o.keep, "work", false, "keep the directory with the disk image and print its name")
+	flag.BoolVar(&o.reboot, "reboot", false, "run the tests, reset the machine without a sync, and run them once more: they see "+guestplan.BootEnv+"=1 and then 2")
 	flag.BoolVar(&o.plan.Verbose, "v", false, "print the output of passing tests too")
 	flag.BoolVar(&o.plan.Short, "short", false, "tell tests to be short")
 	flag.StringVar(&o.plan.Run, "run", "", "only tests that match this regular expression")
@@ -152,6 +154,14 @@ func run(ctx context.Context, o *options, packages []string) error {
 	}
 	step("disk and ramdisk")
 
+	if o.reboot {
+		vm.boot = 1
+		if err := vm.run(ctx, os.Stdout); err != nil {
+			return err
+		}
+		step("virtual machine, until it was reset")
+		vm.boot = 2
+	}
 	err = vm.run(ctx, os.Stdout)
 	step("virtual machine")
 	return err

@@ -29,17 +29,23 @@ func main() {
 		fmt.Println("guest:", err)
 		verdict = "fail"
 	}
-	fmt.Println(guestplan.Marker, nonce(), verdict)
+	fmt.Println(guestplan.Marker, commandLine(guestplan.Nonce), verdict)
+	if commandLine(guestplan.Boot) == "1" {
+		err := unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
+		fmt.Println("guest: reset:", err)
+		os.Exit(1)
+	}
 	unix.Sync()
 	err := unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
 	fmt.Println("guest: power off:", err)
 	os.Exit(1) // the kernel panics, and qemu ends
 }
 
-func nonce() string {
+// commandLine returns a value of the kernel's command line.
+func commandLine(name string) string {
 	cmdline, _ := os.ReadFile("/proc/cmdline")
 	for _, word := range strings.Fields(string(cmdline)) {
-		if value, ok := strings.CutPrefix(word, guestplan.Nonce+"="); ok {
+		if value, ok := strings.CutPrefix(word, name+"="); ok {
 			return value
 		}
 	}

@@ -71,6 +71,9 @@ func runTest(plan *guestplan.Plan, test *guestplan.Test) (ok bool) {
 	cmd := exec.CommandContext(ctx, test.Binary, args...)
 	cmd.Dir = test.Dir
 	cmd.Env = append(append(os.Environ(), "PWD="+test.Dir), plan.Env...)
+	if boot := commandLine(guestplan.Boot); boot != "" {
+		cmd.Env = append(cmd.Env, guestplan.BootEnv+"="+boot)
+	}
 	var output bytes.Buffer
 	cmd.Stdout = &output
 	if plan.Verbose || plan.Bench != "" {

@@ -27,3 +27,10 @@ const (
 	Nonce  = "vmtest.nonce"
 	Marker = "vmtest-end"
 )
+
+// With vmtest -reboot the command line has Boot=1 and then Boot=2 too. The tests see the number in BootEnv; after the first
+// boot the guest resets the machine as a power failure would, without writing out what is not on the disk.
+const (
+	Boot    = "vmtest.boot"
+	BootEnv = "CORACLE_TEST_BOOT"
+)
