@@ -30,6 +30,9 @@
 // A container is attached: it ends with the engine, and with the program however that ends. syscall.Exec in the program
 // ends its containers too. What a killed program leaves on disk goes with the next [Open] of the root.
 //
+// [ContainerSpec].Restart and Health say when a detached container is to be started again and how its health is checked.
+// [Engine.Supervise] does both, in whichever programs call it.
+//
 // The defaults are Docker's: namespaces, capabilities, seccomp profile, masked paths, device rules, entrypoint rules. At
 // present a container has no network but its own loopback interface, or the host's.
 //

@@ -220,12 +220,7 @@ type RemoveOptions struct {
 // running and Force is not set, and ErrInUse if it belongs to another program that is running. It is no error if it is
 // gone already.
 func (c *Container) Remove(ctx context.Context, opts *RemoveOptions) error {
-	err := c.remove(ctx, opts)
-	// Somebody may have started it again right after it was killed.
-	for tries := 0; errors.Is(err, ErrRunning) && opts != nil && opts.Force && tries < 10 && ctx.Err() == nil; tries++ {
-		err = c.remove(ctx, opts)
-	}
-	return c.fail("remove", err)
+	return c.fail("remove", c.remove(ctx, opts))
 }
 
 func (c *Container) remove(ctx context.Context, opts *RemoveOptions) error {
@@ -263,6 +258,11 @@ func (c *Container) remove(ctx context.Context, opts *RemoveOptions) error {
 		return err
 	}
 	defer unlock()
+	if opts != nil && opts.Force && st.kept() {
+		if st, err = c.killKept(ctx); err != nil {
+			return err
+		}
+	}
 	switch {
 	case st.Status == StatusRunning && (st.KeeperPID != 0 || e.ownerAlive(st.Owner)):
 		return ErrRunning
@@ -282,4 +282,25 @@ func (c *Container) remove(ctx context.Context, opts *RemoveOptions) error {
 	c.state = nil // what is on disk counts, and there is nothing
 	c.mu.Unlock()
 	return nil
+}
+
+// killKept ends a detached container that somebody has started again since it was killed. It is locked: nobody can do so
+// once more.
+func (c *Container) killKept(ctx context.Context) (*containerState, error) {
+	if err := c.signal(syscall.SIGKILL); err != nil && !errors.Is(err, ErrNotRunning) {
+		return nil, err
+	}
+	st, err := c.current()
+	if err != nil || !st.kept() {
+		return st, err
+	}
+	p, err := openProcess(st.waitFor())
+	if err == nil {
+		err = p.wait(ctx)
+		p.close()
+	}
+	if err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return nil, err
+	}
+	return c.current()
 }
