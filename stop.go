@@ -198,11 +198,7 @@ const defaultStopTimeout = 10 * time.Second
 // as any. What was sent a signal and has ended is an event.
 func (c *Container) stopped(ctx context.Context, st *containerState, sent, err error) error {
 	if sent == nil && ctx.Err() == nil {
-		// Under the lock: nothing comes after the event that it was removed.
-		if now, unlock, lockErr := c.lock(ctx); lockErr == nil {
-			c.eng.emitContainer(now, ActionStop)
-			unlock()
-		}
+		c.eng.emitContainer(st, ActionStop)
 	}
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrNotRunning) {
 		return nil
