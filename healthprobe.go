@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/coracle-dev/coracle/internal/crashpoint"
@@ -90,6 +91,12 @@ func (c *Container) probe(ctx context.Context, st *containerState) (HealthResult
 	cmd := c.Command(check.Args[0], check.Args[1:]...)
 	cmd.Stdout, cmd.Stderr, cmd.WaitDelay = out, out, probeGrace
 	cmd.silent = true // or the journal would hold little else
+	// One that is frozen dies only when somebody resumes it, and then nobody can tell that it was.
+	var frozen atomic.Bool
+	cmd.Cancel = func() error {
+		frozen.Store(c.eng.paused(st))
+		return cmd.Process.Kill()
+	}
 	r := HealthResult{Start: time.Now()}
 	err := cmd.Start(limited)
 	if err == nil {
@@ -114,7 +121,7 @@ func (c *Container) probe(ctx context.Context, st *containerState) (HealthResult
 		return r, false
 	case err == nil, errors.Is(err, exec.ErrWaitDelay): // it has left something behind
 		r.Output = out.String()
-	case c.eng.paused(st) || !alive(st):
+	case frozen.Load() || c.eng.paused(st) || !alive(st):
 		return r, false // it would have failed because of that
 	case late:
 		r.ExitCode = -1
