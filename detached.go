@@ -143,11 +143,12 @@ func (c *Container) release(ctx context.Context, st *containerState, r *run) (er
 		return err
 	}
 	crashpoint.At("detach: marked")
+	started := time.Now() // config.json is not older: by that its readers know it
 	if err := c.writeConfig(r); err != nil {
 		return err
 	}
 	next := *st
-	next.Owner, next.Status, next.Started, next.Finished, next.Exit = "", StatusRunning, time.Now(), time.Time{}, nil
+	next.Owner, next.Status, next.Started, next.Finished, next.Exit = "", StatusRunning, started, time.Time{}, nil
 	next.Starts++
 	next.PID, next.KeeperPID = d.PID(), d.KeeperPID()
 	if next.PID != 0 { // else it has ended already

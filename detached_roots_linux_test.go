@@ -12,9 +12,11 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/coracle-dev/coracle"
 	"github.com/coracle-dev/coracle/cgroup"
+	"github.com/coracle-dev/coracle/internal/crashpoint"
 	"github.com/coracle-dev/coracle/internal/testutil"
 )
 
@@ -236,5 +238,23 @@ func TestDetachedMoved(t *testing.T) {
 				t.Error(err)
 			}
 		}
+	}
+}
+
+// TestDetachedSlowStart: other engines run commands in a container with AutoRemove however long its program took to note
+// that it runs.
+func TestDetachedSlowStart(t *testing.T) {
+	eng := engine(t)
+	toolImage(t, eng, nil)
+	crashpoint.Observe(func(step string) {
+		if step == "write config.json: renamed" {
+			time.Sleep(100 * time.Millisecond)
+		}
+	})
+	defer crashpoint.Observe(nil)
+	c := detached(t, eng, coracle.ContainerSpec{AutoRemove: true}, "stubborn")
+	seen := as(t, another(t, eng), c)
+	if err := seen.Command(toolPath(t, c), "true").Run(t.Context()); err != nil {
+		t.Error(err)
 	}
 }
