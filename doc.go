@@ -30,6 +30,13 @@
 // A container is attached: it ends with the engine, and with the program however that ends. syscall.Exec in the program
 // ends its containers too. What a killed program leaves on disk goes with the next [Open] of the root.
 //
+// With [ContainerSpec].Detached it is kept by a small process of its own and ends with that and nothing else: any program that
+// has the root open finds it, waits for it, stops it, runs commands in it and learns exactly how it ended.
+//
+// What a container writes is in its log ([Container.Logs]), unless the spec takes the stream itself. [Container.Attach] and
+// [Container.Input] connect programs to a running one, [Container.DialContext] opens connections inside its network
+// namespace, and [Engine.Events] tells what happens to all of them.
+//
 // [ContainerSpec].Restart and Health say when a detached container is to be started again and how its health is checked.
 // [Engine.Supervise] does both, in whichever programs call it.
 //
