@@ -93,16 +93,22 @@ func program(t *testing.T, root string, args [][]string) (cmd *exec.Cmd, pids []
 	return nil, nil
 }
 
-// inContainers lists the processes whose cgroup belongs to the root.
+// processesOf lists the processes whose cgroup belongs to the root, but those that have ended and wait for the host's init.
 func processesOf(prefix string) []string {
 	var found []string
 	entries, _ := filepath.Glob("/proc/[0-9]*/cgroup")
 	for _, path := range entries {
-		if b, err := os.ReadFile(path); err == nil && strings.Contains(string(b), prefix) {
+		if b, err := os.ReadFile(path); err == nil && strings.Contains(string(b), prefix) && !zombie(filepath.Dir(path)) {
 			found = append(found, path)
 		}
 	}
 	return found
+}
+
+func zombie(dir string) bool {
+	b, err := os.ReadFile(filepath.Join(dir, "stat"))
+	_, after, _ := strings.Cut(string(b), ") ")
+	return err == nil && strings.HasPrefix(after, "Z")
 }
 
 // TestKill9 kills a program with 50 running containers, half of which change their uid, detach from their parent or

@@ -260,6 +260,7 @@ func (c *Container) settle(ctx context.Context) error {
 
 func (c *Container) settleLocked(ctx context.Context, st *containerState) error {
 	e := c.eng
+	e.awaitKeeper(ctx, st)
 	e.commands.forget(st.ID)
 	if err := e.removeGroup(ctx, st.ID); err != nil {
 		return err
@@ -280,6 +281,27 @@ func (c *Container) settleLocked(ctx context.Context, st *containerState) error 
 	crashpoint.At("settle: noted")
 	told()
 	return e.unmark(c.id)
+}
+
+// keeperWait bounds how long a keeper may take to end that has left its record.
+const keeperWait = 5 * time.Second
+
+// awaitKeeper waits until the keeper of a container that has ended is gone: its record is the last but one of what it does.
+// Whoever closes the last engine removes the keepers' group, which it would still be in.
+func (e *Engine) awaitKeeper(ctx context.Context, st *containerState) {
+	if st.KeeperPID == 0 {
+		return
+	}
+	p, err := openProcess(st.KeeperPID, st.BootID, st.KeeperStart)
+	if err != nil {
+		return
+	}
+	defer p.close()
+	ctx, cancel := context.WithTimeout(ctx, keeperWait)
+	defer cancel()
+	if err := p.wait(ctx); err != nil {
+		e.log.Warn("a keeper has left its record and does not end", "container", st.Name, "pid", st.KeeperPID, "error", err)
+	}
 }
 
 // The mark of a detached container, the one byte in detached/<id>, says which events there are of its last start. A

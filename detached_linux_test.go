@@ -467,3 +467,27 @@ func TestKeeperCgroups(t *testing.T) {
 		t.Errorf("the keeper is in %s, which cannot be unmounted", cwd)
 	}
 }
+
+// TestKeepersGroupGoes: who closes the last engine right after the last detached container has ended leaves no cgroup.
+func TestKeepersGroupGoes(t *testing.T) {
+	testutil.RequireRoot(t)
+	root := t.TempDir()
+	first := openAgain(t, root)
+	toolImage(t, first, nil)
+	prefix := first.GroupPrefix()
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for range 20 {
+		eng := openAgain(t, root)
+		c := detached(t, eng, coracle.ContainerSpec{}, "true")
+		eventually(t, "it has ended", func() bool { return inspect(t, c).Status == coracle.StatusExited })
+		if err := c.Remove(t.Context(), nil); err != nil {
+			t.Fatal(err)
+		}
+		if err := eng.Close(); err != nil {
+			t.Fatal(err)
+		}
+		checkEmpty(t, root, prefix)
+	}
+}
