@@ -46,7 +46,7 @@ func TestMain(m *testing.M) {
 		fmt.Println("examples that start containers are skipped: they need root")
 		flag.Set("test.skip", needsRoot)
 	}
-	skipInVM()
+	chooseInVM()
 	lockorder.Enforce(func(violation string) { panic(violation) })
 	code := testutil.LeakCheck(m)
 	testtool.Cleanup()
