@@ -102,6 +102,7 @@ func (e *Engine) keepersName() string { return e.groupPrefix() + "keepers" }
 
 // removeKeepers removes the keepers' group if there is no keeper, and nobody is about to make one.
 func (e *Engine) removeKeepers() error {
+	e.awaitKeepers()
 	lock, err := os.OpenFile(filepath.Join(e.root, "keepers.lock"), os.O_RDWR, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // there has never been one
@@ -125,6 +126,42 @@ func (e *Engine) removeKeepers() error {
 		return err
 	}
 	return group.Remove(context.Background())
+}
+
+// keeperWait bounds how long keepers may take to end that have left their records: they sync them, on a disk that may have
+// other things to do.
+const keeperWait = 10 * time.Second
+
+// awaitKeepers waits for the keepers of containers whose end is noted already, if there are no others.
+func (e *Engine) awaitKeepers() {
+	ctx, cancel := context.WithTimeout(context.Background(), keeperWait)
+	defer cancel()
+	kept := func() bool {
+		entries, err := os.ReadDir(e.detachedDir())
+		return err != nil || len(entries) > 0
+	}
+	for !kept() {
+		group, err := e.cgroups.Load(e.keepersName())
+		if err != nil {
+			return
+		}
+		pids, err := group.Procs()
+		if err != nil || len(pids) == 0 {
+			return
+		}
+		boot, start := processIdentity(pids[0])
+		p, err := openProcess(pids[0], boot, start)
+		if err == nil {
+			err = p.wait(ctx)
+			p.close()
+		} else {
+			err = ctx.Err() // it has just ended
+		}
+		if err != nil || !sleep(ctx, time.Millisecond) {
+			e.log.Warn("a keeper has left its record and does not end", "pid", pids[0], "error", err)
+			return
+		}
+	}
 }
 
 // release notes that a detached container runs and lets it go. The container is locked.
@@ -260,7 +297,6 @@ func (c *Container) settle(ctx context.Context) error {
 
 func (c *Container) settleLocked(ctx context.Context, st *containerState) error {
 	e := c.eng
-	e.awaitKeeper(ctx, st)
 	e.commands.forget(st.ID)
 	if err := e.removeGroup(ctx, st.ID); err != nil {
 		return err
@@ -281,27 +317,6 @@ func (c *Container) settleLocked(ctx context.Context, st *containerState) error 
 	crashpoint.At("settle: noted")
 	told()
 	return e.unmark(c.id)
-}
-
-// keeperWait bounds how long a keeper may take to end that has left its record.
-const keeperWait = 5 * time.Second
-
-// awaitKeeper waits until the keeper of a container that has ended is gone: its record is the last but one of what it does.
-// Whoever closes the last engine removes the keepers' group, which it would still be in.
-func (e *Engine) awaitKeeper(ctx context.Context, st *containerState) {
-	if st.KeeperPID == 0 {
-		return
-	}
-	p, err := openProcess(st.KeeperPID, st.BootID, st.KeeperStart)
-	if err != nil {
-		return
-	}
-	defer p.close()
-	ctx, cancel := context.WithTimeout(ctx, keeperWait)
-	defer cancel()
-	if err := p.wait(ctx); err != nil {
-		e.log.Warn("a keeper has left its record and does not end", "container", st.Name, "pid", st.KeeperPID, "error", err)
-	}
 }
 
 // The mark of a detached container, the one byte in detached/<id>, says which events there are of its last start. A

@@ -267,7 +267,6 @@ func (c *Container) remove(ctx context.Context, opts *RemoveOptions) error {
 	}
 	e.settleEvents(ctx, st)
 	if st.unsettled() {
-		e.awaitKeeper(ctx, st)
 		e.tellEnd(ctx, st)
 	}
 	// Removing goes on to its end once begun.
