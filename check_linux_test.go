@@ -14,6 +14,7 @@ import (
 
 	"github.com/coracle-dev/coracle"
 	"github.com/coracle-dev/coracle/internal/registrytest"
+	"github.com/coracle-dev/coracle/internal/testutil"
 )
 
 // checkRoot is a root with something of everything in it.
