@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/coracle-dev/coracle/nsexec"
 )
@@ -170,7 +171,7 @@ func (i *Input) Write(p []byte) (int, error) {
 // terminal it types Ctrl-D, and others may go on. End implies Close.
 func (i *Input) End() error {
 	i.f.Close()
-	return i.c.fail("end the input of", i.c.tellGuard(nsexec.ControlCloseStdin, 0))
+	return i.c.fail("end the input of", i.c.tellGuard(context.Background(), nsexec.ControlCloseStdin, 0))
 }
 
 // Close gives the input up. Others may go on writing, and open it again. Further calls do nothing.
@@ -184,14 +185,14 @@ func (i *Input) Close() error {
 // Resize changes the size of the container's terminal. The error matches ErrNotRunning if it is not running, and
 // errors.ErrUnsupported if it has no terminal, or one that another program holds.
 func (c *Container) Resize(ctx context.Context, size TerminalSize) error {
-	err := c.resize(size)
+	err := c.resize(ctx, size)
 	if err == nil {
 		c.emit(ActionResize)
 	}
 	return c.fail("resize the terminal of", err)
 }
 
-func (c *Container) resize(size TerminalSize) error {
+func (c *Container) resize(ctx context.Context, size TerminalSize) error {
 	if r := c.lastRun(); r != nil && r.streams.terminal != nil {
 		select {
 		case <-r.ended:
@@ -209,22 +210,28 @@ func (c *Container) resize(size TerminalSize) error {
 	case !st.Spec.TTY:
 		return &UnsupportedError{Feature: "the size of a container without a terminal", Fix: "set TTY in its spec"}
 	}
-	return c.tellGuard(nsexec.ControlResize, uint64(size.Rows)|uint64(size.Cols)<<16)
+	return c.tellGuard(ctx, nsexec.ControlResize, uint64(size.Rows)|uint64(size.Cols)<<16)
 }
 
-// tellGuard sends a message to the container's guard.
-func (c *Container) tellGuard(kind uint32, data uint64) error {
+// tellGuard sends a message to the container's guard. It waits where thousands have come before, which a guard that waits
+// for a full disk does not read.
+func (c *Container) tellGuard(ctx context.Context, kind uint32, data uint64) error {
 	f, err := c.openFIFO(controlName)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
+	stop := context.AfterFunc(ctx, func() { f.SetWriteDeadline(time.Unix(1, 0)) })
+	defer stop()
 	var m [nsexec.ControlSize]byte
 	binary.NativeEndian.PutUint32(m[:], kind)
 	binary.NativeEndian.PutUint64(m[8:], data)
 	_, err = f.Write(m[:])
-	if errors.Is(err, syscall.EPIPE) {
+	switch {
+	case errors.Is(err, syscall.EPIPE):
 		return ErrNotRunning
+	case err != nil && ctx.Err() != nil:
+		return context.Cause(ctx)
 	}
 	return err
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -175,4 +176,27 @@ func TestTerminal(t *testing.T) {
 			t.Errorf("no key: %v", err)
 		}
 	})
+}
+
+// TestResizeWaits: a keeper that does not read holds nobody up for longer than the context lasts.
+func TestResizeWaits(t *testing.T) {
+	eng := engine(t)
+	toolImage(t, eng, nil)
+	c := startTool(t, eng, coracle.ContainerSpec{TTY: true, Detached: true}, "sleep", "600000")
+	keeper := inspect(t, c).KeeperPID
+	if err := syscall.Kill(keeper, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	defer syscall.Kill(keeper, syscall.SIGCONT)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	for range 100_000 { // a FIFO takes 64 kB
+		if err := c.Resize(ctx, coracle.TerminalSize{Rows: 24, Cols: 80}); err != nil {
+			if !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("got %v", err)
+			}
+			return
+		}
+	}
+	t.Error("nobody reads, and nobody waits")
 }

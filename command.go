@@ -492,10 +492,7 @@ func (c *Cmd) await(ctx context.Context) {
 		<-proc.Done()
 	}
 	status, err := proc.Wait(context.Background())
-	c.exit = ExitStatus{
-		Code: status.Code, Signal: status.Signal,
-		UserTime: status.UserTime, SystemTime: status.SystemTime, MaxRSS: status.MaxRSS,
-	}
+	c.exit = *newExitStatus(status)
 	if err != nil {
 		c.exit = ExitStatus{Code: -1, Unknown: true}
 	}

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/coracle-dev/coracle"
+	"github.com/coracle-dev/coracle/internal/testutil"
 )
 
 // lines turns a terminal's line ends into usual ones.
@@ -179,7 +180,7 @@ func TestCommandTerminal(t *testing.T) {
 func TestRawTerminal(t *testing.T) {
 	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
 	if err != nil {
-		t.Skip(err)
+		testutil.Skip(t, err.Error())
 	}
 	defer master.Close()
 	if err := unix.IoctlSetPointerInt(int(master.Fd()), unix.TIOCSPTLCK, 0); err != nil {

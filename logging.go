@@ -56,8 +56,13 @@ func (c *Container) guardFiles(st *containerState, s *streams) (_ *guardFiles, e
 			return nil, err
 		}
 	}
-	// The last keeper's record says where the log ends: it is read before it is made anew.
-	last, lastErr := c.eng.keeperRecord(c.id)
+	stdout, stderr := st.Spec.logged()
+	var last nsexec.Record
+	if st.Spec.Detached && st.Starts > 0 {
+		// The last keeper's record says where the log ends: it is read before it is made anew. One that cannot be read says
+		// nothing.
+		last, _ = c.eng.keeperRecord(c.id)
+	}
 	if st.Spec.Detached {
 		record, err := g.open(dir, recordName, os.O_RDWR|os.O_CREATE)
 		if err == nil {
@@ -68,7 +73,6 @@ func (c *Container) guardFiles(st *containerState, s *streams) (_ *guardFiles, e
 		}
 		g.keeper = &nsexec.Keeper{Record: record}
 	}
-	stdout, stderr := st.Spec.logged()
 	if !stdout && !stderr {
 		return g, nil
 	}
@@ -82,7 +86,7 @@ func (c *Container) guardFiles(st *containerState, s *streams) (_ *guardFiles, e
 	if g.log.File, err = g.open(dir, logDirName+"/0", os.O_RDWR|os.O_CREATE); err != nil {
 		return nil, err
 	}
-	if err := g.resumeLog(st, last, lastErr == nil); err != nil {
+	if err := g.resumeLog(st, last); err != nil {
 		return nil, fmt.Errorf("go on with the log: %w", err)
 	}
 	if st.Spec.TTY {
@@ -94,7 +98,7 @@ func (c *Container) guardFiles(st *containerState, s *streams) (_ *guardFiles, e
 }
 
 // resumeLog finds where the log goes on. What a keeper that was killed has left half done is cut off.
-func (g *guardFiles) resumeLog(st *containerState, last nsexec.Record, known bool) error {
+func (g *guardFiles) resumeLog(st *containerState, last nsexec.Record) error {
 	info, err := g.log.File.Stat()
 	if err != nil {
 		return err
@@ -102,7 +106,7 @@ func (g *guardFiles) resumeLog(st *containerState, last nsexec.Record, known boo
 	run := uint64(st.Starts) + 1
 	switch {
 	case info.Size() == 0:
-	case known && last.Ended && last.LogOffset == info.Size():
+	case last.Ended && last.LogOffset == info.Size():
 		g.log.Offset = last.LogOffset
 	default:
 		end, seq, err := logfile.End(g.log.File)

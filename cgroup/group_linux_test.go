@@ -386,7 +386,7 @@ func TestUnprivileged(t *testing.T) {
 func TestFreeze(t *testing.T) {
 	h := open(t)
 	if h.tree("") == nil && h.tree("freezer") == nil {
-		t.Skip("nothing can freeze here")
+		testutil.Skip(t, "nothing can freeze here")
 	}
 	g := create(t, h, nil)
 	p := start(t, g, "spin")
@@ -444,7 +444,7 @@ func TestFreeze(t *testing.T) {
 func TestFreezeFails(t *testing.T) {
 	h := open(t)
 	if h.tree("") == nil && h.tree("freezer") == nil {
-		t.Skip("nothing can freeze here")
+		testutil.Skip(t, "nothing can freeze here")
 	}
 	g := create(t, h, nil)
 	frozen := func(want bool) {
@@ -499,7 +499,7 @@ func TestFreezeFails(t *testing.T) {
 func TestThawedMeanwhile(t *testing.T) {
 	h := open(t)
 	if h.tree("") == nil && h.tree("freezer") == nil {
-		t.Skip("nothing can freeze here")
+		testutil.Skip(t, "nothing can freeze here")
 	}
 	g := create(t, h, nil)
 	p := start(t, g, "spin")

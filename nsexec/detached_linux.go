@@ -4,16 +4,19 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
 
 // A Detached is a program that was started with a keeper and waits to be let go: until [Detached.Release] it ends with
-// the importing program, so that whatever happens somebody knows of it. One of Release and Abandon must be called.
+// the importing program, so that whatever happens somebody knows of it. One of Release and Abandon must be called; what
+// is called after it does nothing.
 type Detached struct {
 	l    *Launcher
 	p    *Process
 	prog *Program
+	over sync.Once // it was let go, or ended
 }
 
 // StartDetached starts a program that was compiled with [Options].Keeper, and returns when its execve has succeeded.
@@ -26,7 +29,7 @@ func (l *Launcher) StartDetached(ctx context.Context, prog *Program, stdio *Stdi
 	if err != nil {
 		return nil, err
 	}
-	return &Detached{l, p, prog}, nil
+	return &Detached{l: l, p: p, prog: prog}, nil
 }
 
 // receiveKeeper takes the keeper's pidfd from the process that the launcher forked, which exits then.
@@ -59,10 +62,12 @@ func (d *Detached) KeeperPID() int {
 
 // Release lets the program go: from now on it is its keeper's, and the importing program may end. The error is ErrDied
 // if the keeper is dead already.
-func (d *Detached) Release() error {
-	defer d.l.live.Done()
-	_, err := d.p.report.Write([]byte("C"))
-	d.p.closeHandles()
+func (d *Detached) Release() (err error) {
+	d.over.Do(func() {
+		defer d.l.live.Done()
+		_, err = d.p.report.Write([]byte("C"))
+		d.p.closeHandles()
+	})
 	if errors.Is(err, unix.EPIPE) {
 		return ErrDied
 	}
@@ -73,7 +78,9 @@ func (d *Detached) Release() error {
 }
 
 // Abandon ends the program and waits until its keeper is gone.
-func (d *Detached) Abandon() { d.l.abandon(d.p, d.prog) }
+func (d *Detached) Abandon() {
+	d.over.Do(func() { d.l.abandon(d.p, d.prog) })
+}
 
 // closeHandles gives up what the importing program has of a process.
 func (p *Process) closeHandles() {

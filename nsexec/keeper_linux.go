@@ -3,6 +3,7 @@ package nsexec
 import (
 	"math"
 	"os"
+	"strconv"
 
 	"golang.org/x/sys/unix"
 )
@@ -553,12 +554,16 @@ func (w *logWriter) emit() {
 		c.Add(full, Const(1), Const(0))
 		w.setFull(Const(1))
 		c.Place(known)
-		pollEnd := c.Words(Const(w.pidfd.value | unix.POLLIN<<32)).As("{pidfd: POLLIN}")
+		waited := []Arg{Const(w.pidfd.value | unix.POLLIN<<32)}
+		if !c.prog.detached && !c.prog.nested {
+			waited = append(waited, Const(c.prog.report.value)) // POLLHUP: the program is dead
+		}
+		pollEnd := c.Words(waited...).As("{pidfd: POLLIN...}")
 		over, pause := c.NewSlot("over"), c.Zeroed(16)
 		c.Store(8, pause, Const(0), Const(0)) // the kernel changes it
 		c.Store(8, pause, Const(8), Const(fullPause))
-		c.Syscall("wait for room on the disk", unix.SYS_PPOLL, pollEnd, Const(1), pause.As("100 ms"), Const(0), Const(8)).Into(over).Ignore()
-		c.Branch(over.Value(), NotEqual, Const(1), again)
+		c.Syscall("wait for room on the disk", unix.SYS_PPOLL, pollEnd, Int(len(waited)), pause.As("100 ms"), Const(0), Const(8)).Into(over).Ignore()
+		c.Branch(over.Value(), Less, Const(1), again)
 		c.Add(w.ended, Const(2), Const(0)) // the loop has still to see it
 		c.Jump(again)
 	}
@@ -601,7 +606,7 @@ func (w *logWriter) rotate() {
 		c.Syscall("rename a file of the log", unix.SYS_RENAMEAT2, w.logDir, c.Str(from), w.logDir, c.Str(to), Const(0)).Ignore()
 	}
 	for i := l.MaxFiles - 1; i > 0; i-- {
-		rename(decimal(i-1), decimal(i))
+		rename(strconv.Itoa(i-1), strconv.Itoa(i))
 	}
 	rename("new", "0")
 	c.Syscall("write to it from now on", unix.SYS_DUP3, fresh.Value(), w.logFile, Const(unix.O_CLOEXEC).As("O_CLOEXEC")).Ignore()

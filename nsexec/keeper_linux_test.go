@@ -571,3 +571,56 @@ func (k *kept) write(t testing.TB, name string, b []byte) {
 		t.Error(err)
 	}
 }
+
+// TestKeeperKilledBeforeRelease: a keeper can die before it is let go. Who has tried that may give up too.
+func TestKeeperKilledBeforeRelease(t *testing.T) {
+	requireRoot(t)
+	l := &Launcher{}
+	k := startKept(t, l, keptOptions{stdin: true, hold: true}, "wait")
+	check(t, unix.PidfdSendSignal(k.keeper, unix.SIGKILL, nil, 0))
+	k.ended(t)
+	if err := k.d.Release(); !errors.Is(err, ErrDied) {
+		t.Errorf("let go of a dead keeper: %v", err)
+	}
+	k.d.Abandon()
+	k.d.Abandon()
+	check(t, l.Close())
+	gone(t, k.pid)
+}
+
+// TestBlockedGuardSeesItsProgramDie: where no pid namespace takes the container along, a guard that waits for a full disk
+// still sees that its program has ended.
+func TestBlockedGuardSeesItsProgramDie(t *testing.T) {
+	requireRoot(t)
+	dir := t.TempDir()
+	check(t, unix.Mount("small", dir, "tmpfs", 0, "size=256k"))
+	t.Cleanup(func() { check(t, unix.Unmount(dir, 0)) })
+	check(t, os.Mkdir(filepath.Join(dir, "log"), 0o700))
+	logDir, err := os.Open(filepath.Join(dir, "log"))
+	check(t, err)
+	defer logDir.Close()
+	file, err := os.Create(filepath.Join(dir, "log/0"))
+	check(t, err)
+	defer file.Close()
+	out, stdout, err := os.Pipe()
+	check(t, err)
+	s := newSpec(newRoot(t), "flood", fmt.Sprint(1<<20))
+	sharesPIDs(s)
+	prog, err := Compile(s, &Options{Log: &Log{Dir: logDir, File: file, Sequence: 1, Block: true, Stdout: out}})
+	check(t, err)
+	defer prog.Close()
+	l := &Launcher{}
+	p, err := l.Start(t.Context(), prog, &Stdio{Stdout: stdout})
+	out.Close()
+	stdout.Close()
+	check(t, err)
+	eventually(t, "it waits", func() bool {
+		info, err := file.Stat()
+		return err == nil && info.Size() > 200<<10
+	})
+	time.Sleep(300 * time.Millisecond) // several tries
+	pid := p.PID()
+	check(t, unix.Shutdown(int(p.report.Fd()), unix.SHUT_RDWR)) // as the program's end does
+	defer l.Close()
+	gone(t, pid)
+}

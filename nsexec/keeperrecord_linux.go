@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strconv"
 	"time"
 )
 
@@ -64,5 +63,3 @@ func ReadRecord(f io.ReaderAt) (Record, error) {
 	r.MemoryEvents = append([]byte(nil), b[recordMemoryAt:recordMemoryAt+min(word(recordMemoryLenAt), recordMemorySize)]...)
 	return r, nil
 }
-
-func decimal(n int) string { return strconv.Itoa(n) }
