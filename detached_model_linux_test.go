@@ -150,7 +150,7 @@ func runDetachedModel(t *testing.T, seed uint64, programs int) {
 	if err := eng.Close(); err != nil {
 		t.Error(err)
 	}
-	wantEventsBut(t, root, coracle.ActionKill, coracle.ActionStop, coracle.ActionRestart, coracle.ActionRename, coracle.ActionUpdate, coracle.ActionExecCreate, coracle.ActionExecStart, coracle.ActionExecDie)
+	wantEventsBut(t, root, coracle.ActionKill, coracle.ActionStop, coracle.ActionUnpause, coracle.ActionRestart, coracle.ActionRename, coracle.ActionUpdate, coracle.ActionExecCreate, coracle.ActionExecStart, coracle.ActionExecDie)
 	checkEmpty(t, root, prefix)
 	if marks, err := os.ReadDir(filepath.Join(root, "detached")); err != nil || len(marks) > 0 {
 		t.Errorf("marks left: %v, %v", marks, err)

@@ -42,11 +42,8 @@ func (h *Hierarchy) Create(name string, r *specs.LinuxResources) (*Group, error)
 			continue
 		}
 		err = unix.Mkdirat(fd, name, 0o755)
-		for retry := 0; err == unix.ENOENT && retry < maxReopen; retry++ {
-			if err = t.reopen(fd, h.parent); err != nil {
-				break
-			}
-			if fd, err = t.dir(); err == nil {
+		for retry := 0; err == unix.ENOENT && retry < maxReopen; retry++ { // reopen does not change fd
+			if err = t.reopen(h.parent); err == nil {
 				err = unix.Mkdirat(fd, name, 0o755)
 			}
 		}

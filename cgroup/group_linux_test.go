@@ -628,3 +628,35 @@ func TestLoadAfterParentWasRemoved(t *testing.T) {
 		t.Errorf("after it was removed: %v", err)
 	}
 }
+
+// TestParentOftenRemoved: a program that lives long beside many that come and go takes no descriptor for each of them.
+func TestParentOftenRemoved(t *testing.T) {
+	testutil.RequireRoot(t)
+	config := Config{Parent: "/coracle-test-often"}
+	h, err := Open(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	if h.tree("") == nil && len(h.Controllers()) == 0 {
+		testutil.Skip(t, "there are no cgroups that may be written")
+	}
+	before := testutil.Resources()
+	for range 50 {
+		for _, tree := range h.trees { // as the Close of the program that made it does
+			if _, err := tree.dir(); err == nil {
+				if err := unix.Rmdir(tree.where()); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		g, err := h.Create("group", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := g.Remove(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	testutil.Settled(t, before)
+}

@@ -41,7 +41,6 @@ type tree struct {
 
 	mu   sync.Mutex // held while the parent is made
 	made bool       // by us: ours to remove
-	dead []int      // descriptors of former parents
 }
 
 // parent is the parent of all groups in one hierarchy.
@@ -354,29 +353,38 @@ func (t *tree) adopt(parent, fd int) error {
 	return writeAt(fd, "cgroup.clone_children", "1")
 }
 
-// reopen makes the parent again after another process, closing its hierarchy, removed the empty one. old is the
-// descriptor that was found dead.
-func (t *tree) reopen(old int, below string) error {
+// reopen makes the parent again after another process, closing its hierarchy, removed the empty one. The descriptor keeps
+// its number, which others may be using at this moment: they see the one directory or the other.
+func (t *tree) reopen(below string) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if fd, err := t.dir(); fd != old {
-		return err // another goroutine was faster
+	fd, err := t.dir()
+	if err != nil || !removed(fd) { // another goroutine was faster
+		return err
 	}
 	p, err := t.open(below)
 	if err != nil {
 		return err
 	}
+	err = unix.Dup3(p.fd, fd, unix.O_CLOEXEC)
+	unix.Close(p.fd)
+	if err != nil {
+		return os.NewSyscallError("dup3", err)
+	}
+	p.fd = fd
 	t.parent.Store(p)
-	t.dead = append(t.dead, old) // others may be using it
 	return nil
 }
+
+// removed reports whether somebody has removed the group of the descriptor.
+func removed(fd int) bool { return unix.Faccessat(fd, "cgroup.procs", unix.F_OK, 0) == unix.ENOENT }
 
 // reopenRemoved opens the parents again that somebody has removed, and perhaps made anew, since they were opened: in a
 // directory that is gone there seems to be no group.
 func (h *Hierarchy) reopenRemoved() {
 	for _, t := range h.trees {
-		if fd, err := t.dir(); err == nil && unix.Faccessat(fd, "cgroup.procs", unix.F_OK, 0) == unix.ENOENT {
-			_ = t.reopen(fd, h.parent) // else the group is not found, as before
+		if fd, err := t.dir(); err == nil && removed(fd) {
+			_ = t.reopen(h.parent) // else the group is not found, as before
 		}
 	}
 }
@@ -393,10 +401,6 @@ func (h *Hierarchy) Close() error {
 			unix.Close(p.fd)
 			t.parent.Store(&parent{fd: -1, path: p.path, err: fs.ErrClosed})
 		}
-		for _, fd := range t.dead {
-			unix.Close(fd)
-		}
-		t.dead = nil
 		t.mu.Unlock()
 	}
 	h.devices.close()

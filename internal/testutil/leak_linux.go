@@ -122,6 +122,10 @@ func hostState() host {
 			if dir := filepath.Dir(target); filepath.Base(dir) == "events" {
 				target = dir // one file of a journal follows the other
 			}
+			// The parent of all groups, which whoever closes removes when it is empty, and whoever starts makes again.
+			if base, was := strings.CutSuffix(target, "/coracle (deleted)"); was {
+				target = base + "/coracle"
+			}
 			h.fds = append(h.fds, e.Name()+" "+target)
 		}
 	}
