@@ -164,17 +164,20 @@ func TestLogsFollow(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	toolImage(t, eng, nil)
-	c := logContainer(t, eng, coracle.ContainerSpec{Args: []string{"sleep", "600000"}, Log: coracle.LogSpec{Mode: coracle.LogFile, MaxSize: 100}})
-	w := logWriter(t, eng, c, logfile.WriterOptions{MaxSize: 100})
+	c := logContainer(t, eng, coracle.ContainerSpec{Args: []string{"cat"}, OpenStdin: true, Log: coracle.LogSpec{Mode: coracle.LogFile, MaxSize: 100}})
 	if err := c.Start(ctx); err != nil {
 		t.Fatal(err)
 	}
+	in, err := c.Input(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
 	var want []string
-	i := 0
 	write := func() {
-		w.Write(logfile.Stdout, fmt.Append(nil, i))
-		want = append(want, fmt.Sprintf("stdout:%d", i))
-		i++
+		if _, err := fmt.Fprint(in, len(want)); err != nil {
+			t.Fatal(err)
+		}
+		want = append(want, fmt.Sprintf("stdout:%d", len(want)))
 	}
 	write()
 	var got []string
@@ -184,14 +187,13 @@ func TestLogsFollow(t *testing.T) {
 		}
 		got = append(got, fmt.Sprintf("%v:%s", rec.Stream, rec.Data))
 		switch {
-		case i < 20:
+		case len(want) < 20:
 			write()
-		case i == 20:
+		case len(want) == 20:
 			write()
-			if err := c.Kill(ctx); err != nil {
+			if err := in.End(); err != nil {
 				t.Fatal(err)
 			}
-			write()
 		}
 	}
 	if !slices.Equal(got, want) {

@@ -620,7 +620,10 @@ func TestBlockedGuardSeesItsProgramDie(t *testing.T) {
 	})
 	time.Sleep(300 * time.Millisecond) // several tries
 	pid := p.PID()
-	check(t, unix.Shutdown(int(p.report.Fd()), unix.SHUT_RDWR)) // as the program's end does
+	raw, err := p.report.SyscallConn()
+	check(t, err)
+	check(t, raw.Control(func(fd uintptr) { err = unix.Shutdown(int(fd), unix.SHUT_RDWR) })) // as the program's end does
+	check(t, err)
 	defer l.Close()
 	gone(t, pid)
 }
