@@ -1,0 +1,488 @@
+package coracle
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/coracle-dev/coracle/internal/crashpoint"
+	"github.com/coracle-dev/coracle/internal/statefile"
+	"github.com/coracle-dev/coracle/netdrv"
+	"github.com/coracle-dev/coracle/netdrv/dns"
+)
+
+// endpointsFile is containers/<id>/endpoints.json: where the container is connected, since its last start.
+const endpointsFile = "endpoints.json"
+
+// endpointsRecord is endpoints.json.
+type endpointsRecord struct {
+	Version   int
+	Endpoints []endpointRef
+}
+
+type endpointRef struct{ Network, Endpoint string }
+
+// A connection is one endpoint of a container.
+type connection struct {
+	network *networkState
+	state   *endpointState
+}
+
+// endpointsOf returns the connections of a container that runs, or did when it was last looked at.
+func (e *Engine) endpointsOf(id string) ([]connection, error) {
+	var r endpointsRecord
+	err := statefile.Read(e.containerDir(id), endpointsFile, &r)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var list []connection
+	for _, ref := range r.Endpoints {
+		st, err := e.readNetwork(ref.Network)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		ep, err := e.readEndpoint(ref.Network, ref.Endpoint)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, connection{st, ep})
+	}
+	return list, nil
+}
+
+// connected is what one start of a container has of networks.
+type connected struct {
+	eng *Engine
+	id  string
+
+	ns   *netdrv.Namespace // until the container is started
+	path string            // for the runtime spec
+
+	mu        sync.Mutex
+	list      []connection
+	held      []*os.File        // sockets that keep host ports
+	published []netdrv.Port     // by publisher
+	publisher *netdrv.Publisher // of the engine, or the container's own
+	own       bool
+	resolver  *dns.Server
+	ended     bool
+}
+
+// connect makes the network namespace of a container that is being started and connects it. Nothing is left of it if it
+// fails. The container is locked.
+func (e *Engine) connect(ctx context.Context, st *containerState) (_ *connected, err error) {
+	c := &connected{eng: e, id: st.ID}
+	defer func() {
+		if err != nil {
+			c.end()
+		}
+	}()
+	if c.ns, err = netdrv.NewNamespace(); err != nil {
+		return nil, err
+	}
+	crashpoint.At("network: namespace made")
+	attachments := st.Spec.attachments()
+	for i, a := range attachments {
+		if err := c.attach(ctx, st, a, i); err != nil {
+			return nil, fmt.Errorf("connect to the network %q: %w", a.Network, err)
+		}
+	}
+	if err := c.routes(ctx, attachments); err != nil {
+		return nil, err
+	}
+	if err := c.publish(ctx, st); err != nil {
+		return nil, err
+	}
+	if !st.Spec.Detached {
+		if err := c.serveNames(st); err != nil {
+			return nil, err
+		}
+	}
+	record := endpointsRecord{Version: stateVersion}
+	for _, one := range c.list {
+		record.Endpoints = append(record.Endpoints, endpointRef{one.network.ID, one.state.ID})
+	}
+	if err := statefile.Write(e.containerDir(st.ID), endpointsFile, record); err != nil {
+		return nil, err
+	}
+	c.path = fmt.Sprintf("/proc/self/fd/%d", c.ns.File().Fd())
+	return c, nil
+}
+
+// attachments are the networks of the spec, the default one if it names none.
+func (s *ContainerSpec) attachments() []Attachment {
+	if len(s.Networks) == 0 {
+		return []Attachment{{Network: NetworkBridge}}
+	}
+	return s.Networks
+}
+
+// attach takes addresses in one network.
+func (c *connected) attach(ctx context.Context, st *containerState, a Attachment, i int) error {
+	e := c.eng
+	nst, err := e.networkFor(ctx, a.Network)
+	if err != nil {
+		return err
+	}
+	if _, err := e.nets.bringUp(ctx, e, nst.ID); err != nil {
+		return err
+	}
+	ep, nst, err := e.newEndpoint(ctx, nst.ID, st, a)
+	if err != nil {
+		return err
+	}
+	c.list = append(c.list, connection{nst, ep})
+	ep.Endpoint.Interface = cmp.Or(a.Interface, fmt.Sprint("eth", i))
+	return nil
+}
+
+// networkFor finds the network of an attachment. The default network is made when it is first needed.
+func (e *Engine) networkFor(ctx context.Context, name string) (*networkState, error) {
+	if name != NetworkBridge && name != "default" {
+		return e.findNetwork(name)
+	}
+	for {
+		if id := e.networkNamed(NetworkBridge); id != "" {
+			st, err := e.readNetwork(id)
+			if !errors.Is(err, fs.ErrNotExist) {
+				return st, err
+			}
+		}
+		_, err := e.createNetwork(ctx, &NetworkSpec{Name: NetworkBridge})
+		if err != nil && !errors.Is(err, fs.ErrExist) {
+			return nil, err
+		}
+	}
+}
+
+// routes decides which network has the default routes, and puts the interfaces into the namespace.
+func (c *connected) routes(ctx context.Context, attachments []Attachment) error {
+	for _, is4 := range []bool{true, false} {
+		best := -1
+		for i, one := range c.list {
+			if one.network.Spec.Internal || !one.network.gateway(is4).IsValid() {
+				continue
+			}
+			if best < 0 || attachments[i].GatewayPriority > attachments[best].GatewayPriority {
+				best = i
+			}
+		}
+		if best >= 0 && is4 {
+			c.list[best].state.Endpoint.Gateway4 = c.list[best].network.gateway(true)
+		} else if best >= 0 {
+			c.list[best].state.Endpoint.Gateway6 = c.list[best].network.gateway(false)
+		}
+	}
+	for _, one := range c.list {
+		if err := c.eng.plug(ctx, one, c.ns); err != nil {
+			return fmt.Errorf("connect to the network %q: %w", one.network.Name, err)
+		}
+	}
+	return nil
+}
+
+func (st *networkState) gateway(is4 bool) netip.Addr {
+	for _, s := range st.Subnets {
+		if s.Prefix.Addr().Is4() == is4 {
+			return s.Gateway
+		}
+	}
+	return netip.Addr{}
+}
+
+// plug puts the interface of an endpoint into a namespace, and lets others find the container by its names.
+func (e *Engine) plug(ctx context.Context, one connection, ns *netdrv.Namespace) error {
+	driver, err := e.nets.driver(e, one.network.driver())
+	if err != nil {
+		return err
+	}
+	if err := driver.Connect(ctx, one.network.network(e.root), &one.state.Endpoint, ns); err != nil {
+		return err
+	}
+	crashpoint.At("network: interface made")
+	one.state.Connected = true
+	if err := e.writeEndpoint(one.network.ID, one.state); err != nil {
+		return err
+	}
+	if err := e.addNames(one.network.ID, one.state); err != nil {
+		return err
+	}
+	crashpoint.At("network: named")
+	e.emitNetwork(one.network, ActionConnect, one.state.Container)
+	return nil
+}
+
+// publish holds the ports of the spec on the host and makes the kernel forward them.
+func (c *connected) publish(ctx context.Context, st *containerState) (err error) {
+	if len(st.Spec.Ports) == 0 {
+		return nil
+	}
+	i := slices.IndexFunc(c.list, func(one connection) bool { return !one.network.Spec.Internal && one.network.driver() == "bridge" })
+	if i < 0 {
+		return fmt.Errorf("%w: Ports: the container is on no network that ports can be published from: connect it to a bridge that is not internal", ErrInvalid)
+	}
+	one := c.list[i]
+	held, published, err := holdPorts(st.Spec.Ports)
+	if err != nil {
+		return err
+	}
+	c.held = held
+	crashpoint.At("network: ports held")
+	v4, v6 := one.state.addresses()
+	var ports []netdrv.Port
+	for _, p := range published {
+		to := v4
+		if p.Host.Addr().Is6() {
+			to = v6
+		}
+		if !to.IsValid() {
+			return fmt.Errorf("%w: Ports: %v: the network %q has no addresses of this family", ErrInvalid, p, one.network.Name)
+		}
+		ports = append(ports, netdrv.Port{Protocol: p.Protocol, HostAddr: p.Host.Addr(), HostPort: p.Host.Port(), Addr: to, Port: p.Container})
+	}
+	if c.own = st.Spec.Detached; c.own {
+		c.publisher, err = netdrv.NewPublisher(one.state.ID)
+	} else {
+		c.publisher, err = c.eng.nets.attachedPublisher(c.eng)
+	}
+	if err != nil {
+		return err
+	}
+	if err := c.publisher.Publish(ctx, ports); err != nil {
+		return err
+	}
+	c.published = ports
+	crashpoint.At("network: ports published")
+	one.state.Ports = published
+	return c.eng.writeEndpoint(one.network.ID, one.state)
+}
+
+// hold returns what the keeper of a detached container has to keep open: its ports, and the socket that owns the table
+// which forwards them.
+func (c *connected) hold() ([]*os.File, error) {
+	if c == nil || c.publisher == nil || !c.own {
+		return nil, nil
+	}
+	return append(slices.Clone(c.held), c.publisher.Socket()), nil
+}
+
+// serveNames starts the container's name server: its sockets are in the container's network namespace.
+func (c *connected) serveNames(st *containerState) error {
+	upstreams, err := upstreamsOf(&st.Spec)
+	if err != nil {
+		return err
+	}
+	if !slices.ContainsFunc(c.list, func(one connection) bool { return !one.network.Spec.Internal }) {
+		upstreams = nil // CVE-2024-29018
+	}
+	var udp net.PacketConn
+	var tcp net.Listener
+	err = c.ns.Do(func() (err error) {
+		if udp, err = net.ListenPacket("udp4", resolverAddr+":0"); err != nil {
+			return err
+		}
+		tcp, err = net.Listen("tcp4", resolverAddr+":0")
+		return err
+	})
+	if err == nil {
+		err = netdrv.RedirectDNS(c.ns, udp.LocalAddr().(*net.UDPAddr).AddrPort().Port(), tcp.Addr().(*net.TCPAddr).AddrPort().Port())
+	}
+	if err != nil {
+		if udp != nil {
+			udp.Close()
+		}
+		if tcp != nil {
+			tcp.Close()
+		}
+		return fmt.Errorf("serve names to the container: %w", err)
+	}
+	z := &zone{eng: c.eng, networks: c.names}
+	c.resolver = dns.Serve(udp, tcp, dns.Config{Zone: z, Upstreams: upstreams, Logger: c.eng.log})
+	return nil
+}
+
+// resolverAddr is where a container finds its name server, as with Docker.
+const resolverAddr = "127.0.0.11"
+
+// names are the networks that the container resolves names of.
+func (c *connected) names() []namedNetwork {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	list := make([]namedNetwork, len(c.list))
+	for i, one := range c.list {
+		list[i] = namedNetwork{one.network.ID, one.network.Name}
+	}
+	return list
+}
+
+// started lets go of the namespace, which is the container's from now on.
+func (c *connected) started() {
+	if c == nil {
+		return
+	}
+	c.ns.Close()
+	if c.own { // its keeper has them
+		closeAll(c.held)
+		c.held = nil
+		if c.publisher != nil {
+			c.publisher.Close()
+		}
+		c.publisher, c.published = nil, nil
+	}
+}
+
+// end frees everything when the container has ended. What takes the kernel time goes on after it has returned.
+func (c *connected) end() {
+	if c == nil {
+		return
+	}
+	c.mu.Lock()
+	over := c.ended
+	c.ended = true
+	c.mu.Unlock()
+	if over {
+		return
+	}
+	e := c.eng
+	if c.ns != nil {
+		c.ns.Close()
+	}
+	if c.resolver != nil {
+		c.resolver.Close()
+	}
+	e.nets.ending.Go(func() {
+		ctx := context.Background()
+		if c.publisher != nil {
+			c.publisher.Withdraw(c.published)
+			if err := c.publisher.Flush(ctx); err != nil {
+				e.log.Warn("withdraw published ports", "container", c.id, "error", err)
+			}
+			if c.own {
+				c.publisher.Close()
+			}
+		}
+		closeAll(c.held) // not before: whoever takes the port next would see his connections go to the container
+		c.free(ctx)
+	})
+	e.endEndpoints(c.list)
+}
+
+func (c *connected) free(ctx context.Context) { c.eng.freeConnections(ctx, c.list) }
+
+// endEndpoints notes that a container has ended.
+func (e *Engine) endEndpoints(list []connection) {
+	for _, one := range list {
+		if err := e.endEndpoint(one.network.ID, one.state); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			e.log.Warn("note that a container has left a network", "container", one.state.ContainerName, "network", one.network.Name, "error", err)
+		}
+		if one.state.Connected {
+			e.emitNetwork(one.network, ActionDisconnect, one.state.Container)
+		}
+	}
+}
+
+// freeConnections frees addresses when the kernel has removed the interfaces.
+func (e *Engine) freeConnections(ctx context.Context, list []connection) {
+	for _, one := range list {
+		if err := e.reclaim(ctx, one.network, one.state); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			e.log.Warn("free a container's place in a network", "container", one.state.ContainerName, "network", one.network.Name, "error", err)
+		}
+	}
+}
+
+// endConnections is connected.end for a container whose end this engine notes without having started it.
+func (e *Engine) endConnections(id string) {
+	list, err := e.endpointsOf(id)
+	if err != nil {
+		e.log.Warn("read a container's connections", "id", id, "error", err)
+		return
+	}
+	if len(list) == 0 {
+		return
+	}
+	e.endEndpoints(list)
+	e.nets.ending.Go(func() { e.freeConnections(context.Background(), list) })
+}
+
+// networkMode says which kind of network a spec asks for: NetworkNone, NetworkHost, "container", "ns" or "" for networks.
+func (s *ContainerSpec) networkMode() (mode, target string) {
+	if len(s.Networks) == 0 {
+		return "", ""
+	}
+	switch n := s.Networks[0].Network; {
+	case n == NetworkNone, n == NetworkHost:
+		return n, ""
+	case strings.HasPrefix(n, containerNetwork):
+		return "container", n[len(containerNetwork):]
+	case strings.HasPrefix(n, pathNetwork):
+		return "ns", n[len(pathNetwork):]
+	}
+	return "", ""
+}
+
+const (
+	containerNetwork = "container:"
+	pathNetwork      = "ns:"
+)
+
+// validateNetworks checks Networks and Ports.
+func (s *ContainerSpec) validateNetworks() error {
+	mode, target := s.networkMode()
+	if mode != "" && len(s.Networks) > 1 {
+		return fmt.Errorf("Networks: %q stands for itself: name no other network", s.Networks[0].Network)
+	}
+	seen := make(map[string]bool)
+	for i, a := range s.Networks {
+		if m, _ := (&ContainerSpec{Networks: s.Networks[i : i+1]}).networkMode(); m != "" && i > 0 {
+			return fmt.Errorf("Networks[%d]: %q stands for itself: name no other network", i, a.Network)
+		}
+		switch {
+		case a.Network == "":
+			return fmt.Errorf("Networks[%d]: no network is named", i)
+		case seen[a.Network]:
+			return fmt.Errorf("Networks[%d]: %q comes twice", i, a.Network)
+		case a.IPv4.IsValid() && !a.IPv4.Is4():
+			return fmt.Errorf("Networks[%d]: IPv4: %v is none", i, a.IPv4)
+		case a.IPv6.IsValid() && (!a.IPv6.Is6() || a.IPv6.Is4In6() || a.IPv6.Zone() != ""):
+			return fmt.Errorf("Networks[%d]: IPv6: %v is none", i, a.IPv6)
+		}
+		for _, alias := range a.Aliases {
+			if !validDNSName(strings.ToLower(alias)) {
+				return fmt.Errorf("Networks[%d]: the alias %q is no name of at most %d bytes", i, alias, maxNameLength)
+			}
+		}
+		if mode != "" && (len(a.Aliases) > 0 || a.IPv4.IsValid() || a.IPv6.IsValid() || a.MAC != "" || a.Interface != "" || a.GatewayPriority != 0) {
+			return fmt.Errorf("Networks[%d]: %q has nothing to set", i, a.Network)
+		}
+		seen[a.Network] = true
+	}
+	if (mode == "container" || mode == "ns") && target == "" {
+		return fmt.Errorf("Networks[0]: %q names nothing", s.Networks[0].Network)
+	}
+	if mode != "" && len(s.Ports) > 0 {
+		return fmt.Errorf("Ports: the container has no network of its own to publish from")
+	}
+	for i := range s.Ports {
+		if err := s.Ports[i].validate(); err != nil {
+			return fmt.Errorf("Ports[%d]: %v", i, err)
+		}
+	}
+	return nil
+}

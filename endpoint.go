@@ -1,0 +1,420 @@
+package coracle
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/coracle-dev/coracle/internal/crashpoint"
+	"github.com/coracle-dev/coracle/internal/filelock"
+	"github.com/coracle-dev/coracle/internal/lockorder"
+	"github.com/coracle-dev/coracle/internal/statefile"
+	"github.com/coracle-dev/coracle/netdrv"
+)
+
+// endpointState is networks/<id>/endpoints/<eid>: one start of a container in one network. When the container has ended it
+// is renamed to <eid>.over; it goes when the kernel has removed the interface, and its addresses with it.
+type endpointState struct {
+	Version       int
+	ID            string // 10 hexadecimal digits
+	Container     string // id
+	ContainerName string // at that time
+	Owner         string // the engine that made it
+	Detached      bool   // the container outlives the engine
+	Connected     bool   // the interface is in the container
+	Endpoint      netdrv.Endpoint
+	Names         []string
+	Aliases       []string
+	Ports         []PublishedPort
+
+	over bool // by its file's name
+}
+
+const (
+	endpointIDLength = 10
+	overSuffix       = ".over"
+)
+
+func (ep *endpointState) info(st *networkState) EndpointInfo {
+	return EndpointInfo{
+		Network: st.Name, NetworkID: st.ID, Container: ep.ContainerName, Interface: ep.Endpoint.Interface, HostInterface: ep.Endpoint.HostInterface,
+		MAC: ep.Endpoint.MAC.String(), Addresses: ep.Endpoint.Addresses, Aliases: ep.Aliases,
+	}
+}
+
+// addresses returns the endpoint's address of each family, or the zero Addr.
+func (ep *endpointState) addresses() (v4, v6 netip.Addr) {
+	for _, p := range ep.Endpoint.Addresses {
+		if p.Addr().Is4() {
+			v4 = p.Addr()
+		} else {
+			v6 = p.Addr()
+		}
+	}
+	return v4, v6
+}
+
+// lockNetwork locks the network against everybody who makes an endpoint, brings it up or takes it down. The error matches
+// fs.ErrNotExist if it was removed.
+func (e *Engine) lockNetwork(ctx context.Context, id string) (*networkState, func(), error) {
+	return e.lockNetworkAs(ctx, id, filelock.Lock)
+}
+
+func (e *Engine) lockNetworkAs(ctx context.Context, id string, how func(context.Context, *os.File) error) (*networkState, func(), error) {
+	dir, err := os.Open(e.networkDir(id))
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := how(ctx, dir); err != nil {
+		dir.Close()
+		return nil, nil, err
+	}
+	released := lockorder.Taken(lockorder.Network, id)
+	unlock := func() {
+		released()
+		dir.Close()
+	}
+	st, err := e.readNetwork(id)
+	if err == nil && !sameFile(e.networkDir(id), dir) {
+		err = fs.ErrNotExist
+	}
+	if err != nil {
+		unlock()
+		return nil, nil, err
+	}
+	return st, unlock, nil
+}
+
+// newEndpoint takes addresses for a container that is being started, and notes all that has to be freed again.
+func (e *Engine) newEndpoint(ctx context.Context, networkID string, c *containerState, a Attachment) (*endpointState, *networkState, error) {
+	st, unlock, err := e.lockNetworkAs(ctx, networkID, filelock.RLock)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer unlock()
+	ep := &endpointState{
+		Version: stateVersion, ID: newID(endpointIDLength / 2), Container: c.ID, ContainerName: c.Name, Owner: e.owner.id,
+		Detached: c.Spec.Detached, Aliases: a.Aliases, Names: endpointNames(c, a),
+	}
+	ep.Endpoint = netdrv.Endpoint{ID: c.ID, HostInterface: "corv" + ep.ID, MTU: st.Spec.MTU}
+	if err := e.writeEndpoint(st.ID, ep); err != nil {
+		return nil, nil, err
+	}
+	crashpoint.At("network: endpoint noted")
+	err = e.takeAddresses(ctx, st, ep, a)
+	if err == nil {
+		ep.Endpoint.MAC, err = hardwareAddr(a.MAC, ep)
+	}
+	if err == nil {
+		err = e.writeEndpoint(st.ID, ep)
+	}
+	if err != nil {
+		return nil, nil, errors.Join(err, e.freeEndpoint(st.ID, ep))
+	}
+	crashpoint.At("network: addresses taken")
+	return ep, st, nil
+}
+
+// endpointNames are the names under which others on the network find the container, in lower case.
+func endpointNames(c *containerState, a Attachment) []string {
+	names := []string{strings.ToLower(c.Name), c.ID[:12]}
+	names = append(names, a.Aliases...)
+	if c.Spec.Hostname != "" {
+		names = append(names, c.Spec.Hostname)
+	}
+	for i := range names {
+		names[i] = strings.ToLower(names[i])
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+// takeAddresses takes an address of each subnet.
+func (e *Engine) takeAddresses(ctx context.Context, st *networkState, ep *endpointState, a Attachment) error {
+	for _, s := range st.Subnets {
+		wanted := a.IPv4
+		if s.Prefix.Addr().Is6() {
+			wanted = a.IPv6
+		}
+		var addr netip.Addr
+		var err error
+		if wanted.IsValid() {
+			addr, err = wanted, e.takeWanted(ctx, st, s, ep, wanted)
+		} else {
+			addr, err = e.takeFree(st, s, ep)
+		}
+		if err != nil {
+			return err
+		}
+		ep.Endpoint.Addresses = append(ep.Endpoint.Addresses, netip.PrefixFrom(addr, s.Prefix.Bits()))
+	}
+	for _, wanted := range []netip.Addr{a.IPv4, a.IPv6} {
+		if wanted.IsValid() && !slices.ContainsFunc(st.Subnets, func(s Subnet) bool { return s.Prefix.Contains(wanted) }) {
+			return fmt.Errorf("%w: the address %v is not in a subnet of the network %q", ErrInvalid, wanted, st.Name)
+		}
+	}
+	return nil
+}
+
+func (e *Engine) addressFile(networkID string, addr netip.Addr) string {
+	return filepath.Join(e.networkDir(networkID), "addresses", addr.String())
+}
+
+// takeWanted takes the address that the spec asks for. One that the container itself had until just now is waited for.
+func (e *Engine) takeWanted(ctx context.Context, st *networkState, s Subnet, ep *endpointState, addr netip.Addr) error {
+	if !usable(s.Prefix, addr) || addr == s.Gateway {
+		return fmt.Errorf("%w: the address %v cannot be a container's in %v of the network %q", ErrInvalid, addr, s.Prefix, st.Name)
+	}
+	for {
+		err := os.Symlink(ep.ID, e.addressFile(st.ID, addr))
+		if !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+		id, err := os.Readlink(e.addressFile(st.ID, addr))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		holder, err := e.readEndpoint(st.ID, id)
+		if err == nil && !holder.over {
+			return fmt.Errorf("%w: the address %v is the container %q's", ErrInUse, addr, holder.ContainerName)
+		}
+		if !sleep(ctx, 2*time.Millisecond) {
+			return fmt.Errorf("wait for the address %v: %w", addr, context.Cause(ctx))
+		}
+	}
+}
+
+// maxAddressTries bounds the search for a free address in a huge subnet.
+const maxAddressTries = 1 << 17
+
+// takeFree takes an address that nobody has, beginning where the last search of this engine has ended.
+func (e *Engine) takeFree(st *networkState, s Subnet, ep *endpointState) (netip.Addr, error) {
+	within := s.Prefix
+	if s.Range.IsValid() {
+		within = s.Range
+	}
+	key := st.ID + s.Prefix.String()
+	first := within.Addr()
+	addr := e.nets.hint(key)
+	if !within.Contains(addr) {
+		addr = first
+	}
+	start, wrapped := addr, false
+	for range maxAddressTries {
+		if usable(s.Prefix, addr) && addr != s.Gateway {
+			err := os.Symlink(ep.ID, e.addressFile(st.ID, addr))
+			if err == nil {
+				e.nets.setHint(key, addr.Next())
+				return addr, nil
+			}
+			if !errors.Is(err, fs.ErrExist) {
+				return netip.Addr{}, err
+			}
+		}
+		if addr = addr.Next(); !within.Contains(addr) {
+			addr, wrapped = first, true
+		}
+		if wrapped && addr == start {
+			break
+		}
+	}
+	return netip.Addr{}, fmt.Errorf("%w: no address of %v is free: connect fewer containers, or make a network with a larger subnet", ErrInUse, within)
+}
+
+// usable reports whether an address can be that of a host: neither the network's own nor the broadcast address.
+func usable(p netip.Prefix, a netip.Addr) bool {
+	if !p.Contains(a) || a == p.Masked().Addr() {
+		return false
+	}
+	return !a.Is4() || p.Contains(a.Next()) // the last address of IPv4 is for all
+}
+
+// hardwareAddr is the MAC of the spec, or one that is made of the IPv4 address, so that caches of those who have known the
+// address stay right, or a random one.
+func hardwareAddr(wanted string, ep *endpointState) (net.HardwareAddr, error) {
+	if wanted != "" {
+		mac, err := net.ParseMAC(wanted)
+		if err != nil || len(mac) != 6 || mac[0]&1 != 0 || slices.Max(mac) == 0 {
+			return nil, fmt.Errorf("%w: %q is no MAC address of one interface", ErrInvalid, wanted)
+		}
+		return mac, nil
+	}
+	mac := net.HardwareAddr{0x02, 0x42, 0, 0, 0, 0}
+	if v4, _ := ep.addresses(); v4.IsValid() {
+		a := v4.As4()
+		copy(mac[2:], a[:])
+	} else {
+		rand.Read(mac[1:])
+	}
+	return mac, nil
+}
+
+func (e *Engine) endpointsDir(networkID string) string {
+	return filepath.Join(e.networkDir(networkID), "endpoints")
+}
+
+func (e *Engine) writeEndpoint(networkID string, ep *endpointState) error {
+	return statefile.Write(e.endpointsDir(networkID), ep.ID, ep)
+}
+
+func (e *Engine) readEndpoint(networkID, id string) (*endpointState, error) {
+	for _, suffix := range []string{"", overSuffix} {
+		ep := &endpointState{}
+		err := statefile.Read(e.endpointsDir(networkID), id+suffix, ep)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err == nil && (ep.Version != stateVersion || ep.ID != id) {
+			err = fmt.Errorf("endpoint %s of network %s: %w", id, networkID, ErrCorrupt)
+		}
+		ep.over = suffix != ""
+		return ep, err
+	}
+	return nil, fs.ErrNotExist
+}
+
+// endpoints lists the endpoints of a network, also those of containers that have ended.
+func (e *Engine) endpoints(networkID string) ([]*endpointState, error) {
+	entries, err := os.ReadDir(e.endpointsDir(networkID))
+	if err != nil {
+		return nil, err
+	}
+	var list []*endpointState
+	for _, entry := range entries {
+		id, _, _ := strings.Cut(entry.Name(), ".")
+		if len(id) != endpointIDLength || strings.HasSuffix(entry.Name(), ".new") {
+			continue
+		}
+		ep, err := e.readEndpoint(networkID, id)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, ep)
+	}
+	return list, nil
+}
+
+// endpointOver reports whether the container of the endpoint has ended, or its program was killed before it ran.
+func (e *Engine) endpointOver(ep *endpointState) bool {
+	if ep.over {
+		return true
+	}
+	if e.ownerAlive(ep.Owner) {
+		return false
+	}
+	if !ep.Detached {
+		return true
+	}
+	st, err := e.readState(ep.Container)
+	return err != nil || !e.derived(st).kept()
+}
+
+// endEndpoint notes that the container has ended: its names lead nowhere from now on.
+func (e *Engine) endEndpoint(networkID string, ep *endpointState) error {
+	e.removeNames(networkID, ep)
+	file := filepath.Join(e.endpointsDir(networkID), ep.ID)
+	if err := os.Rename(file, file+overSuffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	ep.over = true
+	return nil
+}
+
+// freeEndpoint frees what the endpoint has: names, addresses and, last, its record.
+func (e *Engine) freeEndpoint(networkID string, ep *endpointState) error {
+	e.removeNames(networkID, ep)
+	for _, p := range ep.Endpoint.Addresses {
+		if err := e.freeAddress(networkID, p.Addr().String(), ep.ID); err != nil {
+			return err
+		}
+	}
+	crashpoint.At("network: addresses freed")
+	for _, suffix := range []string{"", overSuffix} {
+		if err := os.Remove(filepath.Join(e.endpointsDir(networkID), ep.ID+suffix)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+func (e *Engine) freeAddress(networkID, addr, endpointID string) error {
+	file := filepath.Join(e.networkDir(networkID), "addresses", addr)
+	if id, err := os.Readlink(file); err != nil || id != endpointID {
+		return nil
+	}
+	if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// sweepEndpoints frees the endpoints of a network whose programs were killed, and those that wait for the kernel. It
+// returns how many there are left.
+func (e *Engine) sweepEndpoints(ctx context.Context, st *networkState) (left int, err error) {
+	endpoints, err := e.endpoints(st.ID)
+	if err != nil {
+		return 0, err
+	}
+	known := make(map[string]bool)
+	for _, ep := range endpoints {
+		known[ep.ID] = true
+		if !e.endpointOver(ep) || e.ownerAlive(ep.Owner) {
+			left++
+			continue
+		}
+		if err := e.reclaim(ctx, st, ep); err != nil {
+			return left, err
+		}
+	}
+	// Taken after the record was noted, but before the addresses were.
+	entries, err := os.ReadDir(filepath.Join(e.networkDir(st.ID), "addresses"))
+	if err != nil {
+		return left, err
+	}
+	for _, entry := range entries {
+		id, err := os.Readlink(filepath.Join(e.networkDir(st.ID), "addresses", entry.Name()))
+		if err != nil || known[id] && !slices.ContainsFunc(endpoints, func(ep *endpointState) bool { return ep.ID == id && e.endpointOver(ep) && !e.ownerAlive(ep.Owner) }) {
+			continue
+		}
+		if _, err := e.readEndpoint(st.ID, id); errors.Is(err, fs.ErrNotExist) {
+			if err := e.freeAddress(st.ID, entry.Name(), id); err != nil {
+				return left, err
+			}
+		}
+	}
+	return left, nil
+}
+
+// reclaim frees the endpoint of a container that is gone, with what the driver has of it, when the kernel has removed its
+// interface.
+func (e *Engine) reclaim(ctx context.Context, st *networkState, ep *endpointState) error {
+	if err := e.endEndpoint(st.ID, ep); err != nil {
+		return err
+	}
+	if err := awaitLinkGone(ctx, ep.Endpoint.HostInterface); err != nil {
+		return err
+	}
+	if ep.Endpoint.MAC != nil {
+		if driver, err := e.nets.driver(e, st.driver()); err == nil {
+			if err := driver.Forget(ctx, st.network(e.root), []*netdrv.Endpoint{&ep.Endpoint}); err != nil {
+				return err
+			}
+		}
+	}
+	return e.freeEndpoint(st.ID, ep)
+}
