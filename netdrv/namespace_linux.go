@@ -1,0 +1,156 @@
+package netdrv
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"runtime"
+	"sync"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// A Namespace is a network namespace that is held open. It lives as long as it is held or a process is in it; nothing
+// pins it with a mount.
+type Namespace struct {
+	file  *os.File
+	route *netlink.Handle // a socket of NETLINK_ROUTE that was made inside
+	close sync.Once
+}
+
+// NewNamespace makes a network namespace, with its loopback interface up and nothing else.
+//
+// Interfaces that are put into it take no router advertisements and look for no duplicates of their IPv6 addresses: who
+// connects them has chosen addresses that nobody else has. The container may change that (net.ipv6.conf).
+func NewNamespace() (*Namespace, error) {
+	ns := &Namespace{}
+	err := inside(func() error {
+		switch err := unix.Unshare(unix.CLONE_NEWNET); {
+		case errors.Is(err, unix.EPERM):
+			return &Error{Op: "make a network namespace", Err: os.NewSyscallError("unshare", err), Fix: "run as root, or with CAP_SYS_ADMIN"}
+		case errors.Is(err, unix.ENOSPC):
+			return &Error{Op: "make a network namespace", Err: os.NewSyscallError("unshare", err), Fix: "raise the sysctl user.max_net_namespaces"}
+		case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOSYS):
+			return &UnsupportedError{Feature: "a network namespace", Kernel: "CONFIG_NET_NS", Err: os.NewSyscallError("unshare", err)}
+		case err != nil:
+			return &Error{Op: "make a network namespace", Err: os.NewSyscallError("unshare", err)}
+		}
+		if err := ns.openHere(); err != nil {
+			return err
+		}
+		lo := &netlink.Device{LinkAttrs: netlink.LinkAttrs{Name: "lo", Index: 1, Flags: net.FlagLoopback}} // always number 1
+		if err := ns.route.LinkSetUp(lo); err != nil {
+			return kernelError("switch on", "lo", err)
+		}
+		for _, name := range []string{"accept_ra", "accept_dad"} {
+			if err := writeSysctl("ipv6/conf/default/"+name, "0"); err != nil && !errors.Is(err, os.ErrNotExist) {
+				return err // a kernel without IPv6 has no such files
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		ns.Close()
+		return nil, err
+	}
+	return ns, nil
+}
+
+// OpenNamespace holds a namespace that exists: f is /proc/PID/ns/net of a process in it, or a pidfd of one. The caller
+// may close f after.
+func OpenNamespace(f *os.File) (*Namespace, error) {
+	ns := &Namespace{}
+	err := inside(func() error {
+		if err := enter(f); err != nil {
+			return err
+		}
+		return ns.openHere()
+	})
+	if err != nil {
+		ns.Close()
+		return nil, err
+	}
+	return ns, nil
+}
+
+// openHere holds the namespace of the calling thread.
+func (ns *Namespace) openHere() error {
+	var err error
+	if ns.file, err = os.Open("/proc/thread-self/ns/net"); err != nil {
+		return fmt.Errorf("netdrv: hold the network namespace: %w", err)
+	}
+	if ns.route, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
+		return &Error{Op: "open a netlink socket", Err: os.NewSyscallError("socket", err)}
+	}
+	return nil
+}
+
+// File is the descriptor that holds the namespace, for setns(2). It belongs to the Namespace.
+func (ns *Namespace) File() *os.File { return ns.file }
+
+// Do calls f inside, and returns its error, or one about not coming in. The thread that f has ends with it. Goroutines that
+// f starts are not inside: f makes its sockets itself, and gives names of hosts to nobody.
+func (ns *Namespace) Do(f func() error) error {
+	return inside(func() error {
+		if err := enter(ns.file); err != nil {
+			return err
+		}
+		return f()
+	})
+}
+
+// Close lets go of the namespace. A second call does nothing.
+func (ns *Namespace) Close() error {
+	var err error
+	ns.close.Do(func() {
+		if ns.route != nil {
+			ns.route.Close()
+		}
+		if ns.file != nil {
+			err = ns.file.Close()
+		}
+	})
+	return err
+}
+
+// enter moves the calling thread, which must be a doomed one.
+func enter(f *os.File) error {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return fmt.Errorf("netdrv: enter a network namespace: %w", err)
+	}
+	var failed error
+	err = raw.Control(func(fd uintptr) { failed = unix.Setns(int(fd), unix.CLONE_NEWNET) })
+	switch {
+	case err != nil:
+		return fmt.Errorf("netdrv: enter a network namespace: %w", err)
+	case errors.Is(failed, unix.EPERM):
+		return &Error{Op: "enter the network namespace", Interface: f.Name(), Err: os.NewSyscallError("setns", failed),
+			Fix: "run as root, or with CAP_SYS_ADMIN in the user namespace that owns it"}
+	case failed != nil:
+		return &Error{Op: "enter the network namespace", Interface: f.Name(), Err: os.NewSyscallError("setns", failed)}
+	}
+	return nil
+}
+
+// inside calls f on a thread that runs nothing else before f returns and nothing at all after, and waits for it: f may move
+// the thread to other namespaces. A goroutine that ends without unlocking its thread takes the thread with it. The main
+// thread alone is not ended but kept for ever, so f is never called there.
+func inside(f func() error) error {
+	err := errors.New("netdrv: the goroutine in the namespace ended itself") // runtime.Goexit, by t.FailNow for one
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread()
+		if unix.Gettid() != unix.Getpid() {
+			err = f()
+			return
+		}
+		err = inside(f) // while this goroutine has the main thread, another one is not given it
+		runtime.UnlockOSThread()
+	}()
+	<-done
+	return err
+}
