@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -251,6 +252,34 @@ func TestStoppedWhileMaking(t *testing.T) {
 	got, _ := all(t, a, ReadOptions{})
 	if got[len(got)-1] != "6" {
 		t.Errorf("read %q", got)
+	}
+}
+
+// TestMadeAgain: a generation that such a process has made again, for the moment until it takes it away, does not stand for
+// the one that had its name: a slow reader is told of the gap.
+func TestMadeAgain(t *testing.T) {
+	j := open(t, &Options{FileSize: 1, Files: 2})
+	add(t, j, "first")
+	gen := j.gen
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	next, stop := iter.Pull2(j.Read(ctx, ReadOptions{Follow: true}))
+	defer stop()
+	if rec, err, _ := next(); err != nil || string(rec.Payload) != "first" {
+		t.Fatalf("%q, %v", rec.Payload, err)
+	}
+	add(t, j, "1", "2", "3")
+	if err := os.WriteFile(j.path(gen+1), nil, 0o600); err != nil { // it had "1"
+		t.Fatal(err)
+	}
+	var gap *Gap
+	if _, err, _ := next(); !errors.As(err, &gap) {
+		t.Errorf("after %v: %v", gen, err)
+	}
+	for _, text := range []string{"2", "3"} {
+		if rec, err, _ := next(); err != nil || string(rec.Payload) != text {
+			t.Errorf("%q, %v, want %q", rec.Payload, err, text)
+		}
 	}
 }
 

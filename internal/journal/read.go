@@ -215,12 +215,15 @@ func (r *reader) later() (uint64, error) {
 // move goes on to a later generation.
 func (r *reader) move(next uint64, yield func(Record, error) bool) (more bool, err error) {
 	after := Cursor{r.gen, r.scan.off}
+	// A generation is full when the next one is made. One that is not is a writer's who was stopped for so long that the
+	// generation had come and gone before he made it.
+	full := r.scan.off+int64(len(r.scan.buf)) >= r.limit
 	if err := r.open(next); errors.Is(err, fs.ErrNotExist) {
 		return true, nil // removed since it was listed: there are later ones
 	} else if err != nil {
 		return false, err
 	}
-	if next != after.Generation+1 {
+	if next != after.Generation+1 || !full {
 		return yield(Record{}, &Gap{After: after}), nil
 	}
 	return true, nil
