@@ -28,7 +28,8 @@ type endpointsRecord struct {
 	Endpoints []endpointRef
 }
 
-type endpointRef struct{ Network, Endpoint string }
+// endpointRef names an endpoint, and its network by id and name.
+type endpointRef struct{ Network, Name, Endpoint string }
 
 // A connection is one endpoint of a container.
 type connection struct {
@@ -38,11 +39,7 @@ type connection struct {
 
 // endpointsOf returns the connections of a container that runs, or did when it was last looked at.
 func (e *Engine) endpointsOf(id string) ([]connection, error) {
-	var r endpointsRecord
-	err := statefile.Read(e.containerDir(id), endpointsFile, &r)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
+	r, err := e.endpointRefs(id)
 	if err != nil {
 		return nil, err
 	}
@@ -73,7 +70,9 @@ type connected struct {
 	id  string
 
 	ns   *netdrv.Namespace // until the container is started
+	join *os.File          // a namespace that is another one's, until then
 	path string            // for the runtime spec
+	of   string            // the container that the network is of, if it is another one
 
 	mu        sync.Mutex
 	list      []connection
@@ -81,8 +80,77 @@ type connected struct {
 	published []netdrv.Port     // by publisher
 	publisher *netdrv.Publisher // of the engine, or the container's own
 	own       bool
+	socket    *os.File // of the publisher
 	resolver  *dns.Server
+	recorded  bool // in endpoints.json
 	ended     bool
+}
+
+// pendingConnect is a container that is being connected.
+type pendingConnect struct {
+	done chan struct{} // closed when the following are set
+	net  *connected    // nil for NetworkNone and NetworkHost
+	err  error
+}
+
+// beginConnect begins to connect a container that is being started.
+func (e *Engine) beginConnect(ctx context.Context, st *containerState) *pendingConnect {
+	p := &pendingConnect{done: make(chan struct{})}
+	go func() {
+		defer close(p.done)
+		switch mode, target := st.Spec.networkMode(); mode {
+		case "":
+			p.net, p.err = e.connect(ctx, st)
+		case "container":
+			p.net, p.err = e.shareNetwork(target)
+		case "ns":
+			p.net = &connected{eng: e, id: st.ID, path: target}
+		}
+	}()
+	return p
+}
+
+// wait waits for it.
+func (p *pendingConnect) wait() (*connected, error) {
+	<-p.done
+	return p.net, p.err
+}
+
+// discard undoes it.
+func (p *pendingConnect) discard() {
+	<-p.done
+	p.net.end()
+}
+
+// shareNetwork opens the network namespace of another container, which runs.
+func (e *Engine) shareNetwork(nameOrID string) (*connected, error) {
+	other, err := e.container(nameOrID)
+	if err != nil {
+		return nil, fmt.Errorf("share the network of the container %q: %w", nameOrID, err)
+	}
+	p, st, err := other.openFirst()
+	if err != nil {
+		return nil, fmt.Errorf("share the network of the container %q: %w", nameOrID, err)
+	}
+	defer p.close()
+	dir, err := p.openDir(st.PID)
+	if err != nil {
+		return nil, fmt.Errorf("share the network of the container %q: %w", nameOrID, notRunningIfDone(err))
+	}
+	defer dir.Close()
+	f, err := openIn(dir, "ns/net")
+	if err != nil {
+		return nil, fmt.Errorf("share the network of the container %q: %w", nameOrID, err)
+	}
+	return &connected{eng: e, join: f, path: fmt.Sprintf("/proc/self/fd/%d", f.Fd()), of: st.ID}, nil
+}
+
+// connections are the endpoints, for a container that has some.
+func (c *connected) connections() []connection {
+	if c == nil {
+		return nil
+	}
+	return c.list
 }
 
 // connect makes the network namespace of a container that is being started and connects it. Nothing is left of it if it
@@ -117,18 +185,19 @@ func (e *Engine) connect(ctx context.Context, st *containerState) (_ *connected,
 	}
 	record := endpointsRecord{Version: stateVersion}
 	for _, one := range c.list {
-		record.Endpoints = append(record.Endpoints, endpointRef{one.network.ID, one.state.ID})
+		record.Endpoints = append(record.Endpoints, endpointRef{one.network.ID, one.network.Name, one.state.ID})
 	}
 	if err := statefile.Write(e.containerDir(st.ID), endpointsFile, record); err != nil {
 		return nil, err
 	}
+	c.recorded = true
 	c.path = fmt.Sprintf("/proc/self/fd/%d", c.ns.File().Fd())
 	return c, nil
 }
 
 // attachments are the networks of the spec, the default one if it names none.
 func (s *ContainerSpec) attachments() []Attachment {
-	if len(s.Networks) == 0 {
+	if s.Networks == nil {
 		return []Attachment{{Network: NetworkBridge}}
 	}
 	return s.Networks
@@ -221,9 +290,10 @@ func (e *Engine) plug(ctx context.Context, one connection, ns *netdrv.Namespace)
 	if err := e.writeEndpoint(one.network.ID, one.state); err != nil {
 		return err
 	}
-	if err := e.addNames(one.network.ID, one.state); err != nil {
+	if err := errors.Join(e.addNames(one.network.ID, one.state), e.addFollower(one.network.ID, one.state)); err != nil {
 		return err
 	}
+	e.refreshHosts(ctx, one.network.ID)
 	crashpoint.At("network: named")
 	e.emitNetwork(one.network, ActionConnect, one.state.Container)
 	return nil
@@ -265,6 +335,11 @@ func (c *connected) publish(ctx context.Context, st *containerState) (err error)
 	if err != nil {
 		return err
 	}
+	if c.own {
+		if c.socket, err = c.publisher.Socket(); err != nil {
+			return err
+		}
+	}
 	if err := c.publisher.Publish(ctx, ports); err != nil {
 		return err
 	}
@@ -276,11 +351,11 @@ func (c *connected) publish(ctx context.Context, st *containerState) (err error)
 
 // hold returns what the keeper of a detached container has to keep open: its ports, and the socket that owns the table
 // which forwards them.
-func (c *connected) hold() ([]*os.File, error) {
-	if c == nil || c.publisher == nil || !c.own {
-		return nil, nil
+func (c *connected) hold() []*os.File {
+	if c == nil || !c.own {
+		return nil
 	}
-	return append(slices.Clone(c.held), c.publisher.Socket()), nil
+	return append(slices.Clone(c.held), c.socket)
 }
 
 // serveNames starts the container's name server: its sockets are in the container's network namespace.
@@ -313,38 +388,33 @@ func (c *connected) serveNames(st *containerState) error {
 		}
 		return fmt.Errorf("serve names to the container: %w", err)
 	}
-	z := &zone{eng: c.eng, networks: c.names}
-	c.resolver = dns.Serve(udp, tcp, dns.Config{Zone: z, Upstreams: upstreams, Logger: c.eng.log})
+	z := &zone{eng: c.eng, networks: func() []namedNetwork { return c.eng.resolvable(c.id) }}
+	c.resolver = dns.Serve(udp, tcp, dns.Config{Zone: z, Private: c.eng.private(c.id), Upstreams: upstreams, Logger: c.eng.log})
 	return nil
 }
 
 // resolverAddr is where a container finds its name server, as with Docker.
 const resolverAddr = "127.0.0.11"
 
-// names are the networks that the container resolves names of.
-func (c *connected) names() []namedNetwork {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	list := make([]namedNetwork, len(c.list))
-	for i, one := range c.list {
-		list[i] = namedNetwork{one.network.ID, one.network.Name}
-	}
-	return list
-}
-
 // started lets go of the namespace, which is the container's from now on.
 func (c *connected) started() {
 	if c == nil {
 		return
 	}
-	c.ns.Close()
+	c.closeNamespace()
 	if c.own { // its keeper has them
-		closeAll(c.held)
-		c.held = nil
-		if c.publisher != nil {
-			c.publisher.Close()
-		}
-		c.publisher, c.published = nil, nil
+		closeAll(append(c.held, c.socket))
+		c.publisher.Close()
+		c.held, c.socket, c.publisher, c.published, c.own = nil, nil, nil, nil, false
+	}
+}
+
+func (c *connected) closeNamespace() {
+	if c.ns != nil {
+		c.ns.Close()
+	}
+	if c.join != nil {
+		c.join.Close()
 	}
 }
 
@@ -361,9 +431,12 @@ func (c *connected) end() {
 		return
 	}
 	e := c.eng
-	if c.ns != nil {
-		c.ns.Close()
+	if c.recorded {
+		if list, err := e.endpointsOf(c.id); err == nil {
+			c.list = list // others may have connected and disconnected it
+		}
 	}
+	c.closeNamespace()
 	if c.resolver != nil {
 		c.resolver.Close()
 	}
@@ -376,6 +449,9 @@ func (c *connected) end() {
 			}
 			if c.own {
 				c.publisher.Close()
+				if c.socket != nil {
+					c.socket.Close()
+				}
 			}
 		}
 		closeAll(c.held) // not before: whoever takes the port next would see his connections go to the container
@@ -392,6 +468,8 @@ func (e *Engine) endEndpoints(list []connection) {
 		if err := e.endEndpoint(one.network.ID, one.state); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			e.log.Warn("note that a container has left a network", "container", one.state.ContainerName, "network", one.network.Name, "error", err)
 		}
+		e.removeFollower(one.network.ID, one.state)
+		e.refreshHosts(context.Background(), one.network.ID)
 		if one.state.Connected {
 			e.emitNetwork(one.network, ActionDisconnect, one.state.Container)
 		}
@@ -465,7 +543,7 @@ func (s *ContainerSpec) validateNetworks() error {
 		}
 		for _, alias := range a.Aliases {
 			if !validDNSName(strings.ToLower(alias)) {
-				return fmt.Errorf("Networks[%d]: the alias %q is no name of at most %d bytes", i, alias, maxNameLength)
+				return fmt.Errorf("Networks[%d]: the alias %q is no name of at most %d bytes", i, alias, maxLabel)
 			}
 		}
 		if mode != "" && (len(a.Aliases) > 0 || a.IPv4.IsValid() || a.IPv6.IsValid() || a.MAC != "" || a.Interface != "" || a.GatewayPriority != 0) {

@@ -170,6 +170,7 @@ func (c *Container) release(ctx context.Context, st *containerState, r *run) (er
 	defer func() {
 		if err != nil {
 			d.Abandon()
+			r.net.end()
 			err = errors.Join(err, r.group.Remove(context.WithoutCancel(ctx)))
 		}
 	}()
@@ -302,6 +303,7 @@ func (c *Container) settleLocked(ctx context.Context, st *containerState) error 
 		return err
 	}
 	crashpoint.At("settle: cgroup gone")
+	e.endConnections(st.ID)
 	if e.removedAtEnd(st) {
 		e.tellEnd(ctx, st)
 		return e.destroy(ctx, st)

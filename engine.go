@@ -61,8 +61,9 @@ type Engine struct {
 	events    eventLog
 	watch     stateWatch
 
-	commands commands // exectarget.go
-	sockets  sockets  // dial.go
+	commands commands   // exectarget.go
+	sockets  sockets    // dial.go
+	nets     networking // networking.go
 
 	mu     sync.Mutex
 	owned  map[string]*Container // by id: those that this engine answers for
@@ -197,6 +198,7 @@ func (e *Engine) release() error {
 	if e.launcher.Dir != "" {
 		errs = append(errs, os.RemoveAll(e.launcher.Dir))
 	}
+	errs = append(errs, e.nets.close(e))
 	if e.owner != nil {
 		errs = append(errs, e.owner.close())
 	}

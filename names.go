@@ -13,11 +13,11 @@ import (
 // name; the link's target is "ADDRESS4,ADDRESS6", either of which may be empty. So a look-up is a few system calls, sees
 // what any program has changed, and nothing is ever stale.
 
-// maxNameLength is DNS's bound for a label, RFC 1035 section 2.3.4; longer container names are found by their id only.
-const maxNameLength = 63
+// maxLabel is DNS's bound for a label, RFC 1035 section 2.3.4; longer container names are found by their id only.
+const maxLabel = 63
 
 func validDNSName(name string) bool {
-	return name != "" && len(name) <= maxNameLength && name[0] != '.' && !strings.ContainsAny(name, "/\x00 \n\t")
+	return name != "" && len(name) <= maxLabel && name[0] != '.' && !strings.ContainsAny(name, "/\x00 \n\t")
 }
 
 func (e *Engine) nameDir(networkID, name string) string {
@@ -115,6 +115,24 @@ type zone struct {
 }
 
 type namedNetwork struct{ id, name string }
+
+// private reports whether an address is of one of the networks of a container.
+func (e *Engine) private(id string) func(netip.Addr) bool {
+	return func(a netip.Addr) bool {
+		for _, n := range e.resolvable(id) {
+			st, err := e.readNetwork(n.id)
+			if err != nil {
+				continue
+			}
+			for _, s := range st.Subnets {
+				if s.Prefix.Contains(a.Unmap()) {
+					return true
+				}
+			}
+		}
+		return false
+	}
+}
 
 // Addresses implements dns.Zone.
 func (z *zone) Addresses(name string) (v4, v6 []netip.Addr, found bool) {

@@ -35,6 +35,14 @@ func (e *Engine) sweep(ctx context.Context) error {
 	if err := e.settleAll(ctx); err != nil {
 		return err
 	}
+	if err := e.sweepOwners(ctx); err != nil {
+		return err
+	}
+	return e.sweepNetworks(ctx) // by owners that are no more
+}
+
+// sweepOwners removes dead engines, and first what belongs to them.
+func (e *Engine) sweepOwners(ctx context.Context) error {
 	dead, err := deadOwners(e.ownersDir())
 	defer func() {
 		for _, o := range dead {

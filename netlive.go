@@ -1,0 +1,283 @@
+package coracle
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+
+	"github.com/coracle-dev/coracle/internal/crashpoint"
+	"github.com/coracle-dev/coracle/internal/statefile"
+	"github.com/coracle-dev/coracle/netdrv"
+)
+
+// Connect connects the container to the network, at once if it runs, whoever owns it, and at its next starts. Its default
+// routes and published ports stay where they are. a may be nil; its Network is not looked at.
+//
+// The error matches ErrInvalid if it has no network of its own (NetworkNone, NetworkHost, another container's) or makes no
+// sense otherwise, fs.ErrExist if it is connected already, and ErrInUse if an address is taken.
+func (n *Network) Connect(ctx context.Context, c *Container, a *Attachment) error {
+	at := Attachment{}
+	if a != nil {
+		at = *a
+	}
+	at.Network = n.name
+	return n.fail("connect a container to", n.eng.connectLive(ctx, c, n.id, at))
+}
+
+func (e *Engine) connectLive(ctx context.Context, c *Container, networkID string, a Attachment) (err error) {
+	ctx, done, err := e.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	st, unlock, err := c.lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if mode, _ := st.Spec.networkMode(); mode != "" {
+		return fmt.Errorf("%w: the container %q has no network of its own, but %q", ErrInvalid, st.Name, st.Spec.Networks[0].Network)
+	}
+	before := st.Spec.attachments()
+	if i, err := e.attachmentTo(before, networkID); err != nil || i >= 0 {
+		return cmp.Or(err, fmt.Errorf("the container %q is connected: %w", st.Name, fs.ErrExist))
+	}
+	after := append(slices.Clone(before), a)
+	next := st.Spec
+	if next.Networks = after; next.validateNetworks() != nil {
+		return fmt.Errorf("%w: %w", ErrInvalid, next.validateNetworks())
+	}
+	if alive(st) {
+		undo, err := e.plugLive(ctx, c, st, networkID, a)
+		if err != nil {
+			return err
+		}
+		defer func() {
+			if err != nil {
+				undo()
+			}
+		}()
+	}
+	return e.change(st.ID, func(ch *containerChanges) { ch.Networks = &after })
+}
+
+// attachmentTo returns which of the attachments is to the network, or -1.
+func (e *Engine) attachmentTo(list []Attachment, networkID string) (int, error) {
+	for i, a := range list {
+		name := a.Network
+		if name == "default" {
+			name = NetworkBridge
+		}
+		st, err := e.findNetwork(name)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return -1, err
+		}
+		if st.ID == networkID {
+			return i, nil
+		}
+	}
+	return -1, nil
+}
+
+// namespaceOf opens the network namespace of a container that runs.
+func (c *Container) namespaceOf() (*netdrv.Namespace, error) {
+	p, st, err := c.openFirst()
+	if err != nil {
+		return nil, err
+	}
+	defer p.close()
+	dir, err := p.openDir(st.PID)
+	if err != nil {
+		return nil, notRunningIfDone(err)
+	}
+	defer dir.Close()
+	f, err := openIn(dir, "ns/net")
+	if err != nil {
+		return nil, notRunningIfDone(err)
+	}
+	defer f.Close()
+	return netdrv.OpenNamespace(f)
+}
+
+// plugLive connects a container that runs. It is locked.
+func (e *Engine) plugLive(ctx context.Context, c *Container, st *containerState, networkID string, a Attachment) (undo func(), err error) {
+	if _, err := e.nets.bringUp(ctx, e, networkID); err != nil {
+		return nil, err
+	}
+	ns, err := c.namespaceOf()
+	if err != nil {
+		return nil, err
+	}
+	defer ns.Close()
+	record, err := e.endpointRefs(st.ID)
+	if err != nil {
+		return nil, err
+	}
+	present, err := e.endpointsOf(st.ID)
+	if err != nil {
+		return nil, err
+	}
+	ep, nst, err := e.newEndpoint(ctx, networkID, st, a)
+	if err != nil {
+		return nil, err
+	}
+	one := connection{nst, ep}
+	undo = func() { e.unplug(context.WithoutCancel(ctx), st, one, ns, record) }
+	defer func() {
+		if err != nil {
+			undo()
+		}
+	}()
+	if ep.Endpoint.Interface = a.Interface; ep.Endpoint.Interface == "" {
+		for i := 0; ; i++ {
+			name := fmt.Sprint("eth", i)
+			if !slices.ContainsFunc(present, func(other connection) bool { return other.state.Endpoint.Interface == name }) {
+				ep.Endpoint.Interface = name
+				break
+			}
+		}
+	}
+	// Before the interface: whoever sees to the container's end knows of it.
+	after := endpointsRecord{Version: stateVersion, Endpoints: append(slices.Clone(record.Endpoints), endpointRef{nst.ID, nst.Name, ep.ID})}
+	if err := statefile.Write(e.containerDir(st.ID), endpointsFile, after); err != nil {
+		return nil, err
+	}
+	crashpoint.At("connect: noted")
+	if err := e.plug(ctx, one, ns); err != nil {
+		return nil, err
+	}
+	if !alive(st) {
+		return nil, ErrNotRunning
+	}
+	// The namespace may be closed by the caller's undo only while it is open.
+	undo = func() {
+		if ns, err := c.namespaceOf(); err == nil {
+			defer ns.Close()
+			e.unplug(context.WithoutCancel(ctx), st, one, ns, record)
+		}
+	}
+	return undo, nil
+}
+
+// unplug takes a container that runs out of a network. What is left of a container that has ended meanwhile is freed by
+// who notes that.
+func (e *Engine) unplug(ctx context.Context, st *containerState, one connection, ns *netdrv.Namespace, after endpointsRecord) {
+	var errs []error
+	if driver, err := e.nets.driver(e, one.network.driver()); err == nil && one.state.Endpoint.MAC != nil {
+		errs = append(errs, driver.Disconnect(ctx, one.network.network(e.root), &one.state.Endpoint, ns))
+	}
+	e.endEndpoints([]connection{one})
+	errs = append(errs, e.reclaim(ctx, one.network, one.state), statefile.Write(e.containerDir(st.ID), endpointsFile, after))
+	if err := errors.Join(errs...); err != nil && alive(st) {
+		e.log.Warn("take a container out of a network", "container", st.Name, "network", one.network.Name, "error", err)
+	}
+}
+
+// Disconnect takes the container out of the network, at once if it runs, whoever owns it, and at its next starts.
+//
+// The error matches fs.ErrNotExist if it is not connected, and ErrInUse if its ports are published from this network and it
+// runs: stop it first.
+func (n *Network) Disconnect(ctx context.Context, c *Container) error {
+	return n.fail("disconnect a container from", n.eng.disconnectLive(ctx, c, n.id))
+}
+
+func (e *Engine) disconnectLive(ctx context.Context, c *Container, networkID string) error {
+	ctx, done, err := e.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	st, unlock, err := c.lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	before := st.Spec.attachments()
+	if mode, _ := st.Spec.networkMode(); mode != "" {
+		before = nil
+	}
+	i, err := e.attachmentTo(before, networkID)
+	if err != nil {
+		return err
+	}
+	if i < 0 {
+		return fmt.Errorf("the container %q is not connected: %w", st.Name, fs.ErrNotExist)
+	}
+	after := slices.Delete(slices.Clone(before), i, i+1)
+	if alive(st) {
+		if err := e.unplugLive(ctx, c, st, networkID); err != nil {
+			return err
+		}
+	}
+	return e.change(st.ID, func(ch *containerChanges) { ch.Networks = &after })
+}
+
+func (e *Engine) unplugLive(ctx context.Context, c *Container, st *containerState, networkID string) error {
+	list, err := e.endpointsOf(st.ID)
+	if err != nil {
+		return err
+	}
+	i := slices.IndexFunc(list, func(one connection) bool { return one.network.ID == networkID && !one.state.over })
+	if i < 0 {
+		return nil // since its start the spec has been changed, and the start was not seen
+	}
+	if len(list[i].state.Ports) > 0 {
+		return fmt.Errorf("%w: %v is published from it: stop the container first", ErrInUse, list[i].state.Ports[0])
+	}
+	record, err := e.endpointRefs(st.ID)
+	if err != nil {
+		return err
+	}
+	record.Endpoints = slices.DeleteFunc(record.Endpoints, func(r endpointRef) bool { return r.Endpoint == list[i].state.ID })
+	ns, err := c.namespaceOf()
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	driver, err := e.nets.driver(e, list[i].network.driver())
+	if err != nil {
+		return err
+	}
+	if err := driver.Disconnect(ctx, list[i].network.network(e.root), &list[i].state.Endpoint, ns); err != nil {
+		return err
+	}
+	crashpoint.At("disconnect: interface gone")
+	e.endEndpoints(list[i : i+1])
+	if err := e.reclaim(ctx, list[i].network, list[i].state); err != nil {
+		return err
+	}
+	return statefile.Write(e.containerDir(st.ID), endpointsFile, record)
+}
+
+// endpointRefs reads endpoints.json.
+func (e *Engine) endpointRefs(id string) (endpointsRecord, error) {
+	r := endpointsRecord{Version: stateVersion}
+	err := statefile.Read(e.containerDir(id), endpointsFile, &r)
+	if errors.Is(err, fs.ErrNotExist) {
+		return endpointsRecord{Version: stateVersion}, nil
+	}
+	if err == nil && r.Version != stateVersion {
+		err = fmt.Errorf("connections of container %s (version %d): %w", id, r.Version, ErrCorrupt)
+	}
+	return r, err
+}
+
+// resolvable are the networks whose names a container can resolve, at this moment, whoever has connected it.
+func (e *Engine) resolvable(id string) []namedNetwork {
+	r, err := e.endpointRefs(id)
+	if err != nil {
+		return nil
+	}
+	list := make([]namedNetwork, len(r.Endpoints))
+	for i, ref := range r.Endpoints {
+		list[i] = namedNetwork{ref.Network, ref.Name}
+	}
+	return list
+}
+
