@@ -203,6 +203,28 @@ func (s *ContainerSpec) attachments() []Attachment {
 	return s.Networks
 }
 
+// findNetworks looks whether there are the networks of a spec.
+func (e *Engine) findNetworks(s *ContainerSpec) error {
+	if mode, _ := s.networkMode(); mode != "" {
+		return nil
+	}
+	seen := make(map[string]bool)
+	for _, a := range s.Networks {
+		if a.Network == NetworkBridge || a.Network == "default" {
+			continue
+		}
+		st, err := e.findNetwork(a.Network)
+		if err != nil {
+			return fmt.Errorf("find the network %q: %w", a.Network, err)
+		}
+		if seen[st.ID] {
+			return fmt.Errorf("%w: Networks: %q comes twice", ErrInvalid, a.Network)
+		}
+		seen[st.ID] = true
+	}
+	return nil
+}
+
 // attach takes addresses in one network.
 func (c *connected) attach(ctx context.Context, st *containerState, a Attachment, i int) error {
 	e := c.eng

@@ -71,6 +71,9 @@ func (e *Engine) create(ctx context.Context, spec *ContainerSpec) (_ *Container,
 	if err := spec.validate(); err != nil {
 		return nil, err
 	}
+	if err := e.findNetworks(spec); err != nil {
+		return nil, err
+	}
 	img, layers, release, err := e.imageFor(ctx, spec)
 	if err != nil {
 		return nil, err

@@ -294,7 +294,7 @@ func (n *Network) Inspect(ctx context.Context) (*NetworkInfo, error) {
 		return nil, n.fail("inspect", err)
 	}
 	for _, ep := range endpoints {
-		if ep.Connected {
+		if ep.Connected && !ep.over {
 			info.Endpoints[ep.Container] = ep.info(st)
 		}
 	}

@@ -393,7 +393,7 @@ func (e *Engine) usedSubnets(but string) ([]usedPrefix, error) {
 	}
 	var used []usedPrefix
 	for _, r := range routes {
-		used = append(used, usedPrefix{r.Prefix, "a route of the host by " + r.Interface})
+		used = append(used, usedPrefix{r, "a route or an address of the host"})
 	}
 	states, err := e.networks()
 	if err != nil {

@@ -68,6 +68,8 @@ func Run(args []string) int {
 	switch args[0] {
 	case "true":
 		return 0
+	case "dial", "lookup", "lookup-addr", "interfaces":
+		return networkCommand(args)
 	case "exit":
 		return number(1)
 	case "echo":
