@@ -56,7 +56,7 @@ func inContainer(t testing.TB, eng *coracle.Engine, spec coracle.ContainerSpec, 
 // execIn runs a command of the tool in a container that runs.
 func execIn(t testing.TB, c *coracle.Container, args ...string) (string, error) {
 	t.Helper()
-	cmd := c.Command("tool", args...)
+	cmd := c.Command("/tool", args...)
 	out, err := cmd.CombinedOutput(t.Context())
 	return strings.TrimSpace(string(out)), err
 }
@@ -387,4 +387,24 @@ func hostLinks(t testing.TB) []string {
 	}
 	slices.Sort(names)
 	return names
+}
+
+// TestNetworkStats: what a container has sent and got is counted.
+func TestNetworkStats(t *testing.T) {
+	eng := engine(t)
+	toolImage(t, eng, nil)
+	c := serving(t, eng, coracle.ContainerSpec{Ports: []coracle.Port{{Container: 80}}}, "tcp", "0.0.0.0:80")
+	addr := addressOf(t, c, "bridge").String()
+	echoed(t, func() (net.Conn, error) { return net.Dial("tcp", addr+":80") })
+	s, err := c.Stats(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if eth := s.Networks["eth0"]; len(s.Networks) != 1 || eth.RxBytes < 100 || eth.TxBytes < 100 || eth.RxPackets < 3 || eth.RxErrors != 0 {
+		t.Errorf("%+v", s.Networks)
+	}
+	quiet := startTool(t, eng, coracle.ContainerSpec{Networks: onNetworks("host")}, "sleep", "60000")
+	if s, err := quiet.Stats(t.Context()); err != nil || s.Networks != nil {
+		t.Errorf("of the host: %v, %v", s, err)
+	}
 }
