@@ -3,12 +3,14 @@ package coracle_test
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"net"
 	"net/netip"
 	"os"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -406,5 +408,42 @@ func TestNetworkStats(t *testing.T) {
 	quiet := startTool(t, eng, coracle.ContainerSpec{Networks: onNetworks("host")}, "sleep", "60000")
 	if s, err := quiet.Stats(t.Context()); err != nil || s.Networks != nil {
 		t.Errorf("of the host: %v, %v", s, err)
+	}
+}
+
+// TestNetworkGraph: who is connected, as JSON and for Graphviz.
+func TestNetworkGraph(t *testing.T) {
+	eng := engine(t)
+	toolImage(t, eng, nil)
+	n := createNetwork(t, eng, coracle.NetworkSpec{Name: "app", Subnets: []coracle.Subnet{{Prefix: netip.MustParsePrefix("10.213.8.0/24")}}})
+	c := startTool(t, eng, coracle.ContainerSpec{Name: "web", Networks: onNetworks("app", "bridge"), Ports: []coracle.Port{{Container: 80}}}, "sleep", "60000")
+	g, err := n.Graph(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	at, err := c.Addr(t.Context(), "tcp", 80)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := fmt.Sprintf(`graph "app" {
+	"network app" [shape=box,label="app\nbridge\n10.213.8.0/24"];
+	"%[1]s" [shape=ellipse,label="web"];
+	"network app" -- "%[1]s" [label="10.213.8.2"];
+	"host" -- "%[1]s" [style=dashed,label="%[2]v->80/tcp"];
+	"network bridge" -- "%[1]s" [style=dotted];
+	"host" [shape=box3d];
+	"network bridge" [shape=box,style=dotted,label="bridge"];
+}
+`, c.ID(), at)
+	if got := g.DOT(); got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+	b, err := json.Marshal(g)
+	var again coracle.NetworkGraph
+	if err == nil {
+		err = json.Unmarshal(b, &again)
+	}
+	if err != nil || !reflect.DeepEqual(&again, g) {
+		t.Errorf("%s, %v", b, err)
 	}
 }
