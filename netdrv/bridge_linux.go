@@ -12,6 +12,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -316,6 +317,10 @@ func (d *bridgeDriver) removeStrays(ctx context.Context) {
 	}
 }
 
+// portPatience is how long a port may look used after its container has ended: a netlink socket that was closed keeps its namespace
+// for an RCU grace period.
+const portPatience = 300 * time.Millisecond
+
 // Down implements Driver.
 func (d *bridgeDriver) Down(ctx context.Context, n *Network) error {
 	if err := checkBridge(n); err != nil {
@@ -331,11 +336,22 @@ func (d *bridgeDriver) Down(ctx context.Context, n *Network) error {
 	if err := isOurs(link, n); err != nil {
 		return err
 	}
-	switch ports, err := d.usedPorts(link.Attrs().Index); {
-	case err != nil:
-		return kernelError("list the ports of", n.Interface(), err)
-	case len(ports) > 0:
-		return &BusyError{Network: n.Name, Interface: n.Interface(), Ports: ports}
+	for begun := time.Now(); ; {
+		ports, err := d.usedPorts(link.Attrs().Index)
+		if err != nil {
+			return kernelError("list the ports of", n.Interface(), err)
+		}
+		if len(ports) == 0 {
+			break
+		}
+		if time.Since(begun) > portPatience {
+			return &BusyError{Network: n.Name, Interface: n.Interface(), Ports: ports}
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(5 * time.Millisecond):
+		}
 	}
 	if _, err := d.route.removeLink(n.Interface()); err != nil {
 		return kernelError("remove the bridge", n.Interface(), err)
