@@ -102,6 +102,7 @@ func TestDependencies(t *testing.T) {
 		"nsexec":  {"github.com/opencontainers/runtime-spec", "github.com/moby/profiles", "golang.org/x/net", "golang.org/x/sys"},
 		"cgroup":  {"github.com/opencontainers/runtime-spec", "github.com/moby/sys/mountinfo", "golang.org/x/sys"},
 		"layerfs": {"github.com/klauspost/compress", "github.com/opencontainers/image-spec", "github.com/opencontainers/go-digest", "golang.org/x/sys"},
+		"netdrv/dns": {"golang.org/x/net"},
 		// go-containerregistry's authentication brings Docker's packages and a logger along.
 		".": {"github.com/google/go-containerregistry", "github.com/docker/cli", "github.com/docker/docker-credential-helpers", "github.com/sirupsen/logrus"},
 	}
@@ -126,7 +127,7 @@ func TestDependencies(t *testing.T) {
 // TestExamples: every exported type has a runnable Example, and every exported identifier is documented.
 func TestExamples(t *testing.T) {
 	testutil.NotInVM(t, "there is no source")
-	for _, dir := range []string{".", "layerfs", "nsexec", "nsexec/seccomp", "cgroup", "coracletest"} {
+	for _, dir := range []string{".", "layerfs", "nsexec", "nsexec/seccomp", "cgroup", "netdrv/dns", "coracletest"} {
 		files, err := filepath.Glob(filepath.Join(dir, "*.go"))
 		if err != nil || len(files) == 0 {
 			testutil.Skip(t, "needs the source files")
