@@ -99,9 +99,9 @@ func TestPackageGraph(t *testing.T) {
 // imports coracle: adding to a list wants a reason.
 func TestDependencies(t *testing.T) {
 	allowed := map[string][]string{
-		"nsexec":  {"github.com/opencontainers/runtime-spec", "github.com/moby/profiles", "golang.org/x/net", "golang.org/x/sys"},
-		"cgroup":  {"github.com/opencontainers/runtime-spec", "github.com/moby/sys/mountinfo", "golang.org/x/sys"},
-		"layerfs": {"github.com/klauspost/compress", "github.com/opencontainers/image-spec", "github.com/opencontainers/go-digest", "golang.org/x/sys"},
+		"nsexec":     {"github.com/opencontainers/runtime-spec", "github.com/moby/profiles", "golang.org/x/net", "golang.org/x/sys"},
+		"cgroup":     {"github.com/opencontainers/runtime-spec", "github.com/moby/sys/mountinfo", "golang.org/x/sys"},
+		"layerfs":    {"github.com/klauspost/compress", "github.com/opencontainers/image-spec", "github.com/opencontainers/go-digest", "golang.org/x/sys"},
 		"netdrv/dns": {"golang.org/x/net"},
 		// go-containerregistry's authentication brings Docker's packages and a logger along.
 		".": {"github.com/google/go-containerregistry", "github.com/docker/cli", "github.com/docker/docker-credential-helpers", "github.com/sirupsen/logrus"},

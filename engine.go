@@ -61,8 +61,9 @@ type Engine struct {
 	events    eventLog
 	watch     stateWatch
 
-	commands commands // exectarget.go
-	sockets  sockets  // dial.go
+	commands  commands  // exectarget.go
+	sockets   sockets   // dial.go
+	listeners listeners // listen.go
 
 	mu     sync.Mutex
 	owned  map[string]*Container // by id: those that this engine answers for
@@ -159,6 +160,7 @@ func (e *Engine) Close() error {
 	e.mu.Unlock()
 	e.close()
 	e.busy.Wait()
+	e.listeners.close()
 	e.mu.Lock()
 	owned := slices.Collect(maps.Values(e.owned))
 	e.mu.Unlock()
