@@ -1,6 +1,7 @@
 package dns
 
 import (
+	"hash/fnv"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -61,7 +62,7 @@ func (s *Server) local(q *query) (records []record, known, ours bool) {
 	if !known {
 		return nil, false, false
 	}
-	turn := s.turn.Add(1) - 1
+	turn := s.turn(name, typ)
 	if typ == dnsmessage.TypeA || typ == dnsmessage.TypeALL {
 		records = rotate(records, v4, turn)
 	}
@@ -69,6 +70,15 @@ func (s *Server) local(q *query) (records []record, known, ours bool) {
 		records = rotate(records, v6, turn)
 	}
 	return records, true, true
+}
+
+// turn counts the queries for a name and a type: clients that always ask for A and AAAA, or for one name after the other,
+// are to get all addresses too. Few counters will do, as two names that share one are seldom asked for in turns.
+func (s *Server) turn(name string, typ dnsmessage.Type) uint32 {
+	h := fnv.New32a()
+	h.Write([]byte(name))
+	h.Write([]byte{byte(typ)})
+	return s.turns[h.Sum32()%uint32(len(s.turns))].Add(1) - 1
 }
 
 // rotate appends the addresses, beginning with another one at each turn.

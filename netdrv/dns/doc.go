@@ -21,7 +21,7 @@
 //
 // Queries that are no such thing are answered too: FORMERR if a query can not be read or has not exactly one question,
 // NOTIMP if its operation is not QUERY, REFUSED for a class other than IN and for zone transfers, BADVERS for a later version
-// of EDNS. What is shorter than a header, or is a response, gets no answer: two servers can not be made to talk to each other.
+// of EDNS. No query is longer than 4096 bytes. What is shorter than a header, or is a response, gets no answer: two servers can not be made to talk to each other.
 //
 // # Passing on
 //

@@ -108,9 +108,8 @@ func exchange(ctx context.Context, network string, to netip.AddrPort, q *query) 
 		if err := writeFramed(conn, msg); err != nil {
 			return nil, none, err
 		}
-		buf := make([]byte, maxTCP)
 		for {
-			msg, err := readFramed(conn, buf)
+			msg, err := readFramed(conn, maxTCP)
 			if err != nil {
 				return nil, none, err
 			}

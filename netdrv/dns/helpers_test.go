@@ -102,14 +102,13 @@ func fake(t testing.TB, f func(msg []byte, network string) []byte) (netip.AddrPo
 	doneTCP := make(chan struct{})
 	go func() {
 		defer close(doneTCP)
-		buf := make([]byte, 65535)
 		for {
 			conn, err := tcp.Accept()
 			if err != nil {
 				return
 			}
 			asked.Add(1)
-			if msg, err := readFramed(conn, buf); err == nil {
+			if msg, err := readFramed(conn, maxTCP); err == nil {
 				if answer := f(slices.Clone(msg), "tcp"); answer != nil {
 					writeFramed(conn, answer)
 				}
@@ -198,7 +197,7 @@ func ask(t testing.TB, to netip.AddrPort, network string, msg []byte) (*dnsmessa
 		if err := writeFramed(conn, msg); err != nil {
 			t.Fatal(err)
 		}
-		if answer, err = readFramed(conn, buf); err != nil {
+		if answer, err = readFramed(conn, maxTCP); err != nil {
 			t.Fatal(err)
 		}
 	} else {

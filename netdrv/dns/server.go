@@ -41,8 +41,8 @@ type Config struct {
 
 // Limits bound what the clients of one server can make it use. A zero field means its default.
 type Limits struct {
-	// InFlight is how many queries wait for upstreams at once, each with a goroutine, a socket and some 10 kB of memory.
-	// The default is 128.
+	// InFlight is how many queries wait for upstreams at once, each with a goroutine, a socket and some 10 kB of memory; up
+	// to 64 kB more where an answer is that long. The default is 128.
 	InFlight int
 	// Connections is how many TCP connections are open at once; further ones are closed when they come. The default is 16.
 	Connections int
@@ -75,7 +75,7 @@ func (l Limits) withDefaults() Limits {
 	return l
 }
 
-// maxQuery is the longest query that is read, in bytes. A name has at most 255.
+// maxQuery is the longest query that is read, in bytes. A name has at most 255. A connection with a longer one is closed.
 const maxQuery = 4096
 
 // A Server answers queries from the sockets that it was given until it is closed. See [Serve].
@@ -87,8 +87,8 @@ type Server struct {
 	tcp       net.Listener
 	upstreams []*upstream
 
-	turn  atomic.Uint32 // of the next answer, see rotate
-	slots chan struct{} // one for each query that is passed on
+	turns [64]atomic.Uint32 // of the next answers, see turn
+	slots chan struct{}     // one for each query that is passed on
 	pace  pacer
 
 	closing context.Context
@@ -239,10 +239,9 @@ func (s *Server) serveConn(conn net.Conn) {
 	}
 	var waiting sync.WaitGroup
 	defer waiting.Wait() // a client that has said all may still read
-	buf := make([]byte, maxQuery)
 	for s.pace.wait(s.closing) {
 		conn.SetReadDeadline(time.Now().Add(s.limits.Idle))
-		msg, err := readFramed(conn, buf)
+		msg, err := readFramed(conn, maxQuery)
 		if err != nil {
 			return
 		}
@@ -282,17 +281,19 @@ func (s *Server) passOn(q *query, answered func(answer []byte)) (started bool) {
 
 var errTooLong = errors.New("the message is too long")
 
-// readFramed reads a message with its length before it (RFC 1035 section 4.2.2).
-func readFramed(r io.Reader, buf []byte) ([]byte, error) {
-	if _, err := io.ReadFull(r, buf[:2]); err != nil {
+// readFramed reads a message of at most so many bytes, with its length before it (RFC 1035 section 4.2.2).
+func readFramed(r io.Reader, most int) ([]byte, error) {
+	var length [2]byte
+	if _, err := io.ReadFull(r, length[:]); err != nil {
 		return nil, err
 	}
-	n := int(binary.BigEndian.Uint16(buf))
-	if n > len(buf) {
+	n := int(binary.BigEndian.Uint16(length[:]))
+	if n > most {
 		return nil, errTooLong
 	}
-	_, err := io.ReadFull(r, buf[:n])
-	return buf[:n], err
+	buf := make([]byte, n)
+	_, err := io.ReadFull(r, buf)
+	return buf, err
 }
 
 // writeFramed writes length and message at once: two packets would make some clients wait for each other's.

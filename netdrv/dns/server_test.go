@@ -162,8 +162,11 @@ func TestRoundRobin(t *testing.T) {
 	_, addr := serve(t, Config{Zone: boats})
 	seen := map[string]int{}
 	for range 9 {
-		_, got := ask(t, addr, "udp", message{name: "web", typ: typeA}.pack(t))
+		_, got := ask(t, addr, "udp", message{name: "Web", typ: typeA}.pack(t))
 		seen[got]++
+		for range 2 { // as clients do
+			ask(t, addr, "udp", message{name: "web", typ: typeAAAA}.pack(t))
+		}
 	}
 	want := map[string]int{"NOERROR aa 172.20.0.3 172.20.0.4 172.20.0.5": 3, "NOERROR aa 172.20.0.4 172.20.0.5 172.20.0.3": 3, "NOERROR aa 172.20.0.5 172.20.0.3 172.20.0.4": 3}
 	if fmt.Sprint(seen) != fmt.Sprint(want) {
@@ -260,9 +263,8 @@ func TestPipelining(t *testing.T) {
 		all = all[n:]
 	}
 	conn.(*net.TCPConn).CloseWrite()
-	buf := make([]byte, 65535)
 	for _, want := range []uint16{1, 2, 0} {
-		msg, err := readFramed(conn, buf)
+		msg, err := readFramed(conn, maxTCP)
 		if err != nil || id(msg) != want {
 			t.Fatalf("%x, %v, want the answer to %d", msg, err, want)
 		}
@@ -270,7 +272,7 @@ func TestPipelining(t *testing.T) {
 			close(release)
 		}
 	}
-	if _, err := readFramed(conn, buf); err != io.EOF {
+	if _, err := readFramed(conn, maxTCP); err != io.EOF {
 		t.Errorf("after all answers: %v", err)
 	}
 }
