@@ -9,7 +9,9 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -508,6 +510,70 @@ func TestListenEnds(t *testing.T) {
 					t.Errorf("closed by the program: %v", err)
 				}
 			}
+		})
+	}
+}
+
+// TestListenNamespace looks at an interface of the host's whose other end is in the container: it goes with the container's
+// network namespace. An open listener does not keep that; a connection does until it is closed.
+func TestListenNamespace(t *testing.T) {
+	eng := engine(t)
+	toolImage(t, eng, nil)
+	testutil.NotInVM(t, "there is no ip command")
+	if _, err := exec.LookPath("ip"); err != nil {
+		testutil.Skip(t, "needs ip, of Debian's iproute2: "+err.Error())
+	}
+	for _, detached := range []bool{false, true} {
+		t.Run(fmt.Sprintf("detached %t", detached), func(t *testing.T) {
+			c := running(t, eng, coracle.ContainerSpec{Detached: detached})
+			info, err := c.Inspect(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			link := "cort" + c.ID()[:10]
+			out, err := exec.Command("ip", "link", "add", link, "type", "veth", "peer", "name", "eth7", "netns", strconv.Itoa(info.PID)).CombinedOutput()
+			if err != nil {
+				t.Fatalf("%v: %s", err, out)
+			}
+			t.Cleanup(func() { exec.Command("ip", "link", "delete", link).Run() })
+			there := func() bool {
+				_, err := net.InterfaceByName(link)
+				return err == nil
+			}
+			l, err := c.Listen(t.Context(), "tcp", ":0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			p, err := c.ListenPacket(t.Context(), "udp", ":0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer p.Close()
+			conn, err := c.Dial("tcp", "localhost"+l.Addr().String()[len("[::]"):])
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			if err := c.Kill(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			c.Wait(t.Context())
+			for {
+				accepted, err := l.Accept() // the connection, if it comes before the end
+				if err != nil {
+					if !errors.Is(err, coracle.ErrNotRunning) {
+						t.Errorf("Accept: %v", err)
+					}
+					break
+				}
+				accepted.Close()
+			}
+			if !there() {
+				t.Error("the namespace has gone while a connection is open")
+			}
+			conn.Close()
+			eventually(t, "the network namespace goes", func() bool { return !there() })
 		})
 	}
 }
