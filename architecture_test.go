@@ -104,6 +104,7 @@ func TestDependencies(t *testing.T) {
 		"layerfs": {"github.com/klauspost/compress", "github.com/opencontainers/image-spec", "github.com/opencontainers/go-digest", "golang.org/x/sys"},
 		"netdrv": {"github.com/vishvananda/netlink", "github.com/vishvananda/netns", "github.com/google/nftables", "github.com/mdlayher/netlink", "github.com/mdlayher/socket",
 			"golang.org/x/net", "golang.org/x/sync", "golang.org/x/sys"},
+		"netdrv/dns": {"golang.org/x/net"},
 		// go-containerregistry's authentication brings Docker's packages and a logger along.
 		".": {"github.com/google/go-containerregistry", "github.com/docker/cli", "github.com/docker/docker-credential-helpers", "github.com/sirupsen/logrus"},
 	}
@@ -128,7 +129,7 @@ func TestDependencies(t *testing.T) {
 // TestExamples: every exported type has a runnable Example, and every exported identifier is documented.
 func TestExamples(t *testing.T) {
 	testutil.NotInVM(t, "there is no source")
-	for _, dir := range []string{".", "layerfs", "nsexec", "nsexec/seccomp", "cgroup", "netdrv", "coracletest"} {
+	for _, dir := range []string{".", "layerfs", "nsexec", "nsexec/seccomp", "cgroup", "netdrv", "netdrv/dns", "coracletest"} {
 		files, err := filepath.Glob(filepath.Join(dir, "*.go"))
 		if err != nil || len(files) == 0 {
 			testutil.Skip(t, "needs the source files")

@@ -35,7 +35,7 @@
 //
 // What a container writes is in its log ([Container.Logs]), unless the spec takes the stream itself. [Container.Attach] and
 // [Container.Input] connect programs to a running one, [Container.DialContext] opens connections inside its network
-// namespace, and [Engine.Events] tells what happens to all of them.
+// namespace, [Container.Listen] serves it something there, and [Engine.Events] tells what happens to all of them.
 //
 // [ContainerSpec].Restart and Health say when a detached container is to be started again and how its health is checked.
 // [Engine.Supervise] does both, in whichever programs call it.

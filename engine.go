@@ -61,9 +61,10 @@ type Engine struct {
 	events    eventLog
 	watch     stateWatch
 
-	commands commands   // exectarget.go
-	sockets  sockets    // dial.go
-	nets     networking // networking.go
+	commands  commands   // exectarget.go
+	sockets   sockets    // dial.go
+	listeners listeners  // listen.go
+	nets      networking // networking.go
 
 	mu     sync.Mutex
 	owned  map[string]*Container // by id: those that this engine answers for
@@ -160,6 +161,7 @@ func (e *Engine) Close() error {
 	e.mu.Unlock()
 	e.close()
 	e.busy.Wait()
+	e.listeners.close()
 	e.mu.Lock()
 	owned := slices.Collect(maps.Values(e.owned))
 	e.mu.Unlock()

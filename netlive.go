@@ -280,4 +280,3 @@ func (e *Engine) resolvable(id string) []namedNetwork {
 	}
 	return list
 }
-

@@ -461,10 +461,12 @@ func (st *networkState) network(root string) *netdrv.Network {
 	return n
 }
 
-func (e *Engine) networksDir() string           { return filepath.Join(e.root, "networks") }
-func (e *Engine) networkDir(id string) string   { return filepath.Join(e.networksDir(), id) }
-func (e *Engine) networkNamesDir() string       { return filepath.Join(e.root, "networknames") }
-func (e *Engine) transientNet(id string) string { return filepath.Join(e.networksDir(), "."+e.owner.id+"."+id) }
+func (e *Engine) networksDir() string         { return filepath.Join(e.root, "networks") }
+func (e *Engine) networkDir(id string) string { return filepath.Join(e.networksDir(), id) }
+func (e *Engine) networkNamesDir() string     { return filepath.Join(e.root, "networknames") }
+func (e *Engine) transientNet(id string) string {
+	return filepath.Join(e.networksDir(), "."+e.owner.id+"."+id)
+}
 
 func (e *Engine) addNetwork(st *networkState) (err error) {
 	making := e.transientNet(st.ID)

@@ -33,7 +33,9 @@ type PublishedPort struct {
 }
 
 // String gives "127.0.0.1:8080->80/tcp".
-func (p PublishedPort) String() string { return fmt.Sprintf("%v->%d/%s", p.Host, p.Container, p.Protocol) }
+func (p PublishedPort) String() string {
+	return fmt.Sprintf("%v->%d/%s", p.Host, p.Container, p.Protocol)
+}
 
 func (p *Port) protocol() string { return cmp.Or(p.Protocol, "tcp") }
 

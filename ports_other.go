@@ -7,4 +7,6 @@ import (
 	"os"
 )
 
-func holdPort(_ string, at netip.AddrPort) (*os.File, netip.AddrPort, error) { return nil, at, errNoProtocol }
+func holdPort(_ string, at netip.AddrPort) (*os.File, netip.AddrPort, error) {
+	return nil, at, errNoProtocol
+}

@@ -371,6 +371,7 @@ func (c *Container) monitor(r *run) {
 	}
 	crashpoint.At("end: program ended")
 	c.eng.commands.forget(c.id)
+	c.eng.listeners.end(c.id)
 	// A pid namespace of its own is empty when its first process has been waited for. Without one a container may leave
 	// processes, which hold its streams open.
 	if !hasNamespace(r.spec, specs.PIDNamespace) {

@@ -260,6 +260,8 @@ func Run(args []string) int {
 				return die(err)
 			}
 		}
+	case "call":
+		return call(args[1:])
 	case "serve":
 		return serve(args[1:])
 	case "attack":
