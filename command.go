@@ -99,7 +99,7 @@ type Cmd struct {
 
 	c       *Container
 	group   *cgroup.Group // of its own, or nil
-	silent  bool // there are no events of it
+	silent  bool          // there are no events of it
 	started bool
 	waited  bool
 	childs  []*os.File // the command's ends of the caller's pipes: closed once it has them
