@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -260,4 +261,12 @@ func TestCommandLimitsBomb(t *testing.T) {
 	begin := time.Now()
 	err := limited(c, cgroup.Limits{PIDs: 10}, "true").Run(ctx)
 	t.Logf("after %v: %v", time.Since(begin), err)
+	// The bomb may leave no process for the command under the container's limit.
+	var limit *cgroup.LimitError
+	if err != nil && !errors.As(err, &limit) && !errors.Is(err, syscall.EAGAIN) {
+		t.Error(err)
+	}
+	if left := commandGroups(eng.GroupPrefix()); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
 }
