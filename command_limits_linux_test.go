@@ -17,6 +17,7 @@ import (
 
 	"github.com/coracle-dev/coracle"
 	"github.com/coracle-dev/coracle/cgroup"
+	"github.com/coracle-dev/coracle/internal/crashpoint"
 	"github.com/coracle-dev/coracle/internal/testutil"
 	"github.com/coracle-dev/coracle/nsexec"
 )
@@ -28,6 +29,14 @@ func limitsMain() {
 	root := os.Getenv(limitsEnv)
 	if root == "" {
 		return
+	}
+	if last := os.Getenv(limitsEnv + "_AT"); last != "" {
+		crashpoint.Observe(func(step string) {
+			if step == last {
+				syscall.Kill(os.Getpid(), syscall.SIGKILL)
+				select {}
+			}
+		})
 	}
 	ctx := context.Background()
 	eng, err := coracle.Open(ctx, coracle.Config{Root: root})
@@ -268,5 +277,66 @@ func TestCommandLimitsBomb(t *testing.T) {
 	}
 	if left := commandGroups(eng.GroupPrefix()); len(left) > 0 {
 		t.Errorf("left: %v", left)
+	}
+}
+
+// TestCommandLimitsCrash kills the program at each step of making the group: the container runs on, whole and within its
+// limits, the next Open takes what is left, and the next command goes on from there.
+func TestCommandLimitsCrash(t *testing.T) {
+	testutil.RequireRoot(t)
+	ctx, eng := t.Context(), engine(t)
+	toolImage(t, eng, nil)
+	for _, step := range []string{"cgroup: leaf made", "cgroup: processes moved", "cgroup: room made", "cgroup: child made", "cgroup: child limited", "start: guard forked"} {
+		t.Run(step, func(t *testing.T) {
+			c := running(t, eng, coracle.ContainerSpec{Name: "c", Detached: true, Limits: cgroup.Limits{PIDs: 30}})
+			defer c.Remove(ctx, &coracle.RemoveOptions{Force: true})
+			if err := tool(c, "true").Run(ctx); err != nil {
+				t.Fatal(err)
+			}
+			cmd := exec.Command("/proc/self/exe")
+			cmd.Env = append(os.Environ(), limitsEnv+"="+eng.Root(), limitsEnv+"_AT="+step)
+			timer := time.AfterFunc(5*time.Second, func() { cmd.Process.Kill() }) // a step that there is in version 2 only
+			out, _ := cmd.Output()
+			timer.Stop()
+			t.Logf("%s: %q", cmd.ProcessState, out)
+			if err := tool(c, "true").Run(ctx); err != nil {
+				t.Errorf("a command: %v", err)
+			}
+			other, err := coracle.Open(ctx, coracle.Config{Root: eng.Root()})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer other.Close()
+			if left := commandGroups(eng.GroupPrefix()); len(left) > 0 {
+				t.Errorf("left: %v", left)
+			}
+			if out, err := limited(c, cgroup.Limits{PIDs: 100}, "forks", "100").Output(ctx); err != nil || string(out) == "100\n" {
+				t.Errorf("the next: %q, %v", out, err)
+			}
+			if err := tool(c, "true").Run(ctx); err != nil {
+				t.Errorf("a command: %v", err)
+			}
+		})
+	}
+}
+
+// TestCommandLimitsContainerOOM: what the container's own processes are killed for stays its own.
+func TestCommandLimitsContainerOOM(t *testing.T) {
+	ctx, eng := t.Context(), engine(t)
+	toolImage(t, eng, nil)
+	for _, detached := range []bool{false, true} {
+		c := running(t, eng, coracle.ContainerSpec{Detached: detached, Limits: cgroup.Limits{Memory: 64 << 20, MemorySwap: 64 << 20}})
+		if err := limited(c, cgroup.Limits{PIDs: 10}, "true").Run(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if err := tool(c, "hog", "128").Run(ctx); err == nil {
+			t.Error("it held more than it may")
+		}
+		if err := c.Stop(ctx, &coracle.StopOptions{Timeout: coracle.StopAtOnce}); err != nil {
+			t.Error(err)
+		}
+		if st, err := c.Wait(ctx); err != nil || !st.OOMKilled {
+			t.Errorf("detached %v: %v, %v", detached, st, err)
+		}
 	}
 }
