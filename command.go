@@ -29,7 +29,7 @@ import (
 // Start. Its methods may be called from several goroutines only where they say so.
 //
 // The command ends with the container, with the engine whose handle it was made from, and with the importing program
-// however that ends. Processes that it leaves in the background are the container's and go on.
+// however that ends. Processes that it leaves in the background are the container's and go on, unless it has Limits.
 type Cmd struct {
 	// Args are the program and its arguments. A program without a slash is searched in the PATH of the command's
 	// environment, inside the container, with the rights of its user. This is the only required field.
@@ -65,9 +65,18 @@ type Cmd struct {
 	// "docker exec --privileged". The seccomp filter, masked paths and device rules stay the container's: some system
 	// calls are refused all the same.
 	Privileged bool
-	// Limits would bound the command within the container's own limits. Version 2 of cgroups has no limits within a
-	// group that has processes in it, and this package sets none in version 1 either: anything but the zero value makes
-	// Start return an *UnsupportedError. The container's limits hold; Rlimits and OOMScoreAdj are the command's own.
+	// Limits bound the command and all that it starts, in a cgroup of its own inside of the container's: the container's
+	// limits hold for both together. The zero Limits bound nothing and make no cgroup; a command without limits of its own
+	// is in the container's. With limits, what the command leaves in the background is killed when it ends.
+	//
+	// The fields mean what they do for a container. Start's error is a *cgroup.InvalidError for values that make no sense,
+	// a *cgroup.UnsupportedError for what cannot be had here, and a *cgroup.LimitError for what the kernel refuses: version
+	// 1 of cgroups refuses more processors, or more of their time, than the container has; while the command runs it refuses
+	// an Update of the container to less. An OOM kill of one of the command's processes, by whichever limit, is
+	// the command's ExitStatus.OOMKilled, not the container's.
+	//
+	// In version 2 of cgroups the first command with limits moves the container's processes into a group below the
+	// container's, where they stay: from then on they see "/coracle.main" in /proc/self/cgroup.
 	Limits cgroup.Limits
 	// Rlimits replace resource limits of the container's own process, by type.
 	Rlimits []specs.POSIXRlimit
@@ -89,7 +98,8 @@ type Cmd struct {
 	ProcessState *ExitStatus
 
 	c       *Container
-	silent  bool // there are no events of it
+	group   *cgroup.Group // of its own, or nil
+	silent  bool          // there are no events of it
 	started bool
 	waited  bool
 	childs  []*os.File // the command's ends of the caller's pipes: closed once it has them
@@ -312,11 +322,6 @@ func (c *Cmd) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	prog, err := t.target.Compile(process)
-	if err != nil {
-		return err
-	}
-	defer prog.Close()
 	if err := c.openStreams(process); err != nil {
 		return err
 	}
@@ -326,11 +331,20 @@ func (c *Cmd) start(ctx context.Context) error {
 			e.emitContainer(st, action, append(pairs, attrExecID, id)...)
 		}
 	}
-	emit(ActionExecCreate + EventAction(": "+text))
-	proc, err := e.launcher.Start(starting, prog, &c.streams.stdio)
+	created := func() { emit(ActionExecCreate + EventAction(": "+text)) }
+	proc, err := c.launch(starting, t, process, id, created)
+	if crowded(err) && c.group == nil {
+		// The container's processes have moved since the target was made.
+		e.commands.forget(st.ID)
+		var moved *execTarget
+		if moved, _, err = c.c.execTarget(starting); err == nil {
+			defer e.commands.release(moved)
+			proc, err = c.launch(starting, moved, process, id, func() {})
+		}
+	}
 	if err != nil {
 		c.streams.abandon()
-		return t.explain(err)
+		return err
 	}
 	emit(ActionExecStart + EventAction(": "+text))
 	c.Process = &Process{PID: proc.PID(), proc: proc}
@@ -346,6 +360,45 @@ func (c *Cmd) start(ctx context.Context) error {
 	}()
 	return nil
 }
+
+// launch starts the process, in the container's cgroup or in one of its own.
+func (c *Cmd) launch(ctx context.Context, t *execTarget, process *specs.Process, id string, created func()) (_ *nsexec.Process, err error) {
+	target, group := t.target, t.group
+	if c.limits() {
+		own, err := c.limited(ctx, t, id)
+		if err != nil {
+			return nil, err
+		}
+		defer own.close()
+		target, group = own.target, own.group
+	}
+	prog, err := target.Compile(process)
+	if err == nil {
+		defer prog.Close()
+		created()
+		var proc *nsexec.Process
+		if proc, err = c.c.eng.launcher.Start(ctx, prog, &c.streams.stdio); err == nil {
+			if group != t.group {
+				c.group = group
+			}
+			return proc, nil
+		}
+		err = t.explain(err, group)
+	}
+	if group != t.group {
+		err = errors.Join(err, endCommandGroup(group))
+	}
+	return nil, err
+}
+
+// crowded reports whether the container's cgroup takes no process any more, since groups below it have limits.
+func crowded(err error) bool {
+	var step *nsexec.StepError
+	return errors.As(err, &step) && step.Call == "clone3" && step.Errno == syscall.EBUSY
+}
+
+// limits reports whether the command has limits of its own.
+func (c *Cmd) limits() bool { return !reflect.ValueOf(&c.Limits).Elem().IsZero() }
 
 // validate checks what can be checked without the container.
 func (c *Cmd) validate() error {
@@ -376,9 +429,10 @@ func (c *Cmd) validate() error {
 			return misuse("Env: %q has no name", v)
 		}
 	}
-	if !reflect.ValueOf(c.Limits).IsZero() {
-		return &UnsupportedError{Feature: "limits of a command within its container's",
-			Fix: "use Rlimits, or a container of its own that shares what it needs"}
+	if c.limits() {
+		if err := c.Limits.Validate(); err != nil {
+			return fmt.Errorf("%w: Limits: %w", ErrInvalid, err)
+		}
 	}
 	return nil
 }
@@ -496,6 +550,7 @@ func (c *Cmd) await(ctx context.Context) {
 	if err != nil {
 		c.exit = ExitStatus{Code: -1, Unknown: true}
 	}
+	c.endGroup()
 	if late == nil && c.WaitDelay > 0 {
 		timer := time.NewTimer(c.WaitDelay)
 		defer timer.Stop()

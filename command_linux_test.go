@@ -289,12 +289,6 @@ func TestCommandOptions(t *testing.T) {
 	if err != nil || !strings.HasPrefix(string(out), "500\n") || !strings.Contains(string(out), "4096                 8192") {
 		t.Errorf("%s, %v", out, err)
 	}
-	cmd = tool(c, "true")
-	cmd.Limits = cgroup.Limits{Memory: 1 << 20}
-	var unsupported *coracle.UnsupportedError
-	if err := cmd.Run(t.Context()); !errors.As(err, &unsupported) || !errors.Is(err, errors.ErrUnsupported) {
-		t.Errorf("limits: %v", err)
-	}
 }
 
 // TestCommandMisuse: each mistake has its error, and nothing is left.

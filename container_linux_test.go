@@ -32,6 +32,7 @@ func TestMain(m *testing.M) {
 	powerloss.Main()
 	testtool.Main()
 	helperMain()
+	limitsMain()
 	detachedMain()
 	superviseMain()
 	modelMain()

@@ -250,6 +250,14 @@ func (e *Engine) derived(st *containerState) *containerState {
 	case err == nil && record.Ended:
 		next.Exit, next.Finished = newExitStatus(record.Status), record.Finished
 		next.Exit.OOMKilled = cgroup.ParseOOMKills(record.MemoryEvents) > 0
+		if next.Exit.OOMKilled {
+			// In version 2 the keeper saw those of commands with limits too. The group tells them apart, until it is removed.
+			if group, err := e.group(st.ID); err == nil {
+				if n, err := group.OOMKills(); err == nil {
+					next.Exit.OOMKilled = n > 0
+				}
+			}
+		}
 	default:
 		next.Exit = &ExitStatus{Code: -1, Unknown: true}
 	}

@@ -194,8 +194,8 @@ func (t *execTarget) lookUp(ctx context.Context, user string, groupAdd []string)
 	}
 }
 
-// explain adds what is known of the container to the error of a start in it.
-func (t *execTarget) explain(err error) error {
+// explain adds what is known of the container, and of the group, to the error of a start in it.
+func (t *execTarget) explain(err error, group *cgroup.Group) error {
 	var step *nsexec.StepError
 	gone := errors.As(err, &step) && step.Call == "setns" && step.Errno == syscall.ESRCH
 	wait := time.Duration(0)
@@ -206,10 +206,10 @@ func (t *execTarget) explain(err error) error {
 	if gone || t.process.ended(wait) {
 		return fmt.Errorf("%w: it has just ended: %w", ErrNotRunning, err)
 	}
-	if t.group == nil {
+	if group == nil {
 		return err
 	}
-	return explainStart(err, t.group)
+	return explainStart(err, group)
 }
 
 // close frees what the target holds.

@@ -15,7 +15,8 @@ type ExitStatus struct {
 	// Signal is the signal that ended the process, or 0.
 	Signal syscall.Signal
 	// OOMKilled says that the kernel killed a process of the container because it ran into its memory limit. It may
-	// hold with any code and signal: what was killed need not have been the first process.
+	// hold with any code and signal: what was killed need not have been the first process. Of a command it is known only if
+	// it has limits of its own: then what was killed of it counts for the command and not for the container.
 	OOMKilled bool
 	// Unknown says that the process ended and nobody could tell how: its guard was killed with it.
 	Unknown bool

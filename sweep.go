@@ -244,6 +244,13 @@ func (e *Engine) sweepOrphans(ctx context.Context) error {
 				return err
 			}
 			crashpoint.At("sweep: a cgroup is gone")
+		} else if ours && validID(id) {
+			// The container runs on, whoever ran commands in it.
+			if group, err := e.cgroups.Load(name); err == nil {
+				if err := e.sweepCommands(ctx, group); err != nil {
+					return err
+				}
+			}
 		}
 	}
 	return nil

@@ -67,6 +67,17 @@ func (g *Group) Path(string) string { return "" }
 // Join returns nothing to join.
 func (g *Group) Join() (*Join, error) { return &Join{}, nil }
 
+// Child returns an error that matches errors.ErrUnsupported.
+func (g *Group) Child(context.Context, string, *specs.LinuxResources) (*Group, error) {
+	return nil, errors.ErrUnsupported
+}
+
+// LoadChild returns a group that does nothing.
+func (g *Group) LoadChild(name string) (*Group, error) { return &Group{name: g.name + "/" + name}, nil }
+
+// Children returns nil.
+func (g *Group) Children() ([]string, error) { return nil, nil }
+
 // Update returns an error that matches errors.ErrUnsupported.
 func (g *Group) Update(*specs.LinuxResources) error { return errors.ErrUnsupported }
 

@@ -18,9 +18,10 @@ import (
 // Group is the cgroup of one container: a directory of the same name in each hierarchy. It holds no resources of this
 // process; its methods may be called by several goroutines.
 type Group struct {
-	h    *Hierarchy
-	name string
-	none bool // there is no hierarchy that can be written: the group does nothing
+	h      *Hierarchy
+	name   string
+	parent string // the name of the group that this one is a child of, and the beginning of its own
+	none   bool   // there is no hierarchy that can be written: the group does nothing
 }
 
 // Create makes a group and sets its limits. The name is one plain directory name: letters, digits, '_', '-' and '.'.
@@ -99,7 +100,7 @@ func (h *Hierarchy) Load(name string) (*Group, error) {
 	return nil, fmt.Errorf("cgroup: load group %q: %w", name, fs.ErrNotExist)
 }
 
-// Name returns the name of the group.
+// Name returns the name of the group; that of a child begins with that of the group it is in, and a slash.
 func (g *Group) Name() string { return g.name }
 
 // Path returns the directory of the group in the hierarchy of a controller; "" stands for the v2 hierarchy. It returns ""
@@ -135,8 +136,8 @@ func (g *Group) Join() (*Join, error) {
 		if err != nil {
 			continue
 		}
-		open := func(file string, flags int) (*os.File, error) {
-			at := g.name + file
+		place := g.place(t, fd)
+		open := func(at string, flags int) (*os.File, error) {
 			fd, err := retryOpen(fd, at, flags)
 			if err != nil {
 				return nil, &fs.PathError{Op: "open", Path: path.Join(t.where(), at), Err: err}
@@ -144,15 +145,15 @@ func (g *Group) Join() (*Join, error) {
 			return os.NewFile(uintptr(fd), path.Join(t.where(), at)), nil
 		}
 		if t.v2 {
-			if j.Dir, err = open("", unix.O_RDONLY|unix.O_DIRECTORY); err == nil {
+			if j.Dir, err = open(place, unix.O_RDONLY|unix.O_DIRECTORY); err == nil {
 				// Since Linux 5.14.
-				if j.Kill, err = open("/cgroup.kill", unix.O_WRONLY); errors.Is(err, fs.ErrNotExist) {
+				if j.Kill, err = open(g.name+"/cgroup.kill", unix.O_WRONLY); errors.Is(err, fs.ErrNotExist) {
 					err = nil
 				}
 			}
 		} else {
 			var f *os.File
-			if f, err = open("/tasks", unix.O_WRONLY); err == nil {
+			if f, err = open(place+"/tasks", unix.O_WRONLY); err == nil {
 				j.Tasks = append(j.Tasks, f)
 			}
 		}

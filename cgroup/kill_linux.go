@@ -172,7 +172,7 @@ func (g *Group) Procs() ([]int, error) {
 }
 
 func (g *Group) allProcs() ([]int, error) {
-	// All hierarchies hold the same processes; the v2 one comes last.
+	// All hierarchies hold the same processes; the v2 one comes last. A child is not in all of them.
 	for _, t := range slices.Backward(g.h.trees) {
 		dir, err := t.dir()
 		if err != nil {
@@ -182,8 +182,10 @@ func (g *Group) allProcs() ([]int, error) {
 		if err != nil {
 			return nil, &fs.PathError{Op: "read", Path: path.Join(t.where(), g.name, "cgroup.procs"), Err: err}
 		}
-		slices.Sort(pids)
-		return slices.Compact(pids), nil
+		if len(pids) > 0 || t.v2 {
+			slices.Sort(pids)
+			return slices.Compact(pids), nil
+		}
 	}
 	return nil, nil
 }

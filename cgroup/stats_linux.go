@@ -16,11 +16,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// OOMKills returns how many processes of the group were killed for want of memory, by its own limit or that of the host.
-// It is 0 where memory is not accounted.
+// OOMKills returns how many processes of the group were killed for want of memory, by its own limit or that of the host,
+// without those of its children. It is 0 where memory is not accounted.
 func (g *Group) OOMKills() (uint64, error) {
 	if g.none {
 		return 0, nil
+	}
+	if t := g.h.tree("memory"); t != nil && t.v2 && g.parent == "" {
+		// In version 2 a group's events are also those of all groups below it.
+		if fd, err := t.dir(); err == nil && g.place(t, fd) != g.name {
+			n, err := g.ownOOMKills(fd)
+			if err != nil {
+				return 0, fmt.Errorf("cgroup: count OOM kills: %w", &fs.PathError{Op: "read", Path: path.Join(t.where(), g.name), Err: err})
+			}
+			return n, nil
+		}
 	}
 	f, err := g.MemoryEvents()
 	if err != nil || f == nil {
@@ -36,7 +46,8 @@ func (g *Group) OOMKills() (uint64, error) {
 }
 
 // MemoryEvents opens the file that counts what happened to the group for want of memory: memory.events, or
-// memory.oom_control in version 1. It is nil where memory is not accounted. [ParseOOMKills] understands it.
+// memory.oom_control in version 1. It is nil where memory is not accounted. [ParseOOMKills] understands it. In version 2
+// it counts what happened to children too; OOMKills tells them apart while the group exists.
 func (g *Group) MemoryEvents() (*os.File, error) {
 	t := g.h.tree("memory")
 	if t == nil || g.none {
@@ -191,7 +202,8 @@ func (r *statReader) pids() *PIDStats {
 	}
 	return &PIDStats{
 		Current: r.number("pids", "pids.current"), Limit: r.number("pids", "pids.max"),
-		LimitHits: field(r.read("pids", "pids.events"), "max"),
+		// Before Linux 6.11 a refusal counts in the group of who was refused, not in that of the limit.
+		LimitHits: field(r.read("pids", "pids.events"), "max") + field(r.read("", leafName+"/pids.events"), "max"),
 	}
 }
 

@@ -81,6 +81,22 @@ func NewTarget(spec *specs.Spec, opts *TargetOptions) (*Target, error) {
 	return t, nil
 }
 
+// Within returns the same container for processes that are to be in other cgroups: groups inside of the container's, for
+// limits of their own. dir and tasks are as in [TargetOptions]; tasks has to stay open as long as the result is used, and
+// t too. Close it in the end.
+func (t *Target) Within(dir *os.File, tasks []*os.File) (*Target, error) {
+	in := *t
+	in.opts.Tasks, in.opts.Cgroup, in.cgroup = tasks, nil, nil
+	if dir != nil {
+		var err error
+		if in.cgroup, err = dropParent(dir); err != nil {
+			return nil, err
+		}
+		in.opts.Cgroup = in.cgroup
+	}
+	return &in, nil
+}
+
 // prepare compiles the filter and checks the namespaces.
 func (t *Target) prepare() error {
 	c := &compiler{spec: &t.spec, opts: &t.opts}

@@ -46,6 +46,9 @@ func NewTarget(*specs.Spec, *TargetOptions) (*Target, error) { return nil, error
 // Compile returns errors.ErrUnsupported.
 func (*Target) Compile(*specs.Process) (*Program, error) { return nil, errors.ErrUnsupported }
 
+// Within returns errors.ErrUnsupported.
+func (*Target) Within(*os.File, []*os.File) (*Target, error) { return nil, errors.ErrUnsupported }
+
 // Close does nothing.
 func (*Target) Close() error { return nil }
 

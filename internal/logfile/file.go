@@ -30,9 +30,6 @@ type file struct {
 	anchorAt int64
 	anchored bool
 	reads    int // counts calls that ask the file for anything
-
-	// From zeroFrom to zeroTo there was nothing but zeros, so that a long hole is read once.
-	zeroFrom, zeroTo int64
 }
 
 const (
@@ -193,19 +190,16 @@ func (f *file) bytes(off int64, n int, payload bool) ([]byte, error) {
 }
 
 // skipZeros returns where the zeros at off end. A file has zeros where a writer goes on at its offset although somebody
-// has truncated the file, and at its end after a power failure.
+// has truncated the file, and at its end after a power failure. How far they went is not kept: somebody may truncate the file
+// again and write there.
 func (f *file) skipZeros(off int64) (int64, error) {
 	pos := off
-	if f.zeroFrom == off && f.zeroTo > off && f.zeroTo <= f.size {
-		pos = f.zeroTo
-	}
 	for {
 		if data := nextData(f.f, pos); data > pos {
 			pos = min(data, f.size)
 		}
 		left := f.size - pos
 		if left <= 0 {
-			f.zeroFrom, f.zeroTo = off, f.size
 			return 0, errEnd
 		}
 		b, err := f.bytes(pos, int(min(left, midChunk)), true)

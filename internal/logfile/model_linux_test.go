@@ -388,3 +388,46 @@ func TestManyWaiters(t *testing.T) {
 	}
 	testutil.Settled(t, before)
 }
+
+// TestHoleTwice: a hole is not where it was before the file was truncated once more.
+func TestHoleTwice(t *testing.T) {
+	dir := t.TempDir()
+	w := newWriter(t, dir, WriterOptions{Run: 1})
+	r, err := Open(dir, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	wrote := 0
+	write := func(n int) {
+		for range n {
+			wrote++
+			text := fmt.Sprint("text ", wrote)
+			if err := w.Write(Stdout, []byte(text)); err != nil {
+				t.Fatal(err)
+			}
+			if rec, err := r.Next(); err != nil || string(rec.Data) != text {
+				t.Fatalf("got %q, %v, want %q", rec.Data, err, text)
+			}
+		}
+	}
+	truncate := func(size int64) {
+		if err := os.Truncate(filepath.Join(dir, "0"), size); err != nil {
+			t.Fatal(err)
+		}
+		if rec, err := r.Next(); err != io.EOF {
+			t.Fatalf("after a truncation: %q, %v", rec.Data, err)
+		}
+	}
+	write(10)
+	end := w.off
+	truncate(HeaderSize) // the first record's payload is a part of the hole that follows
+	write(10)
+	truncate(end)
+	w.Close()
+	w = newWriter(t, dir, WriterOptions{Run: 2})
+	write(1)
+	truncate(HeaderSize)
+	write(10)
+	truncate(end + HeaderSize + 7)
+}
