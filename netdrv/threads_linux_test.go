@@ -8,6 +8,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/coracle-dev/coracle/internal/testutil"
 )
 
 // TestThreads: while containers are connected and things are done in namespaces without end, no goroutine finds itself in
@@ -21,6 +23,10 @@ func TestThreads(t *testing.T) {
 	})
 	own, err := os.Readlink("/proc/self/ns/net")
 	check(t, err)
+	turns := 25
+	if testutil.Short() {
+		turns = 5
+	}
 	var done atomic.Bool
 	var others, work sync.WaitGroup
 	for range 4 { // the rest of the program
@@ -39,7 +45,7 @@ func TestThreads(t *testing.T) {
 	}
 	for i := range 8 {
 		work.Go(func() {
-			for turn := 0; turn < 25 && !done.Load(); turn++ {
+			for turn := 0; turn < turns && !done.Load(); turn++ {
 				ep := endpoint(n, 10+i)
 				ns, err := NewNamespace()
 				if err == nil {
