@@ -200,11 +200,7 @@ func (d *bridgeDriver) uplinkMTU(n *Network) int {
 		return mtu
 	}
 	for _, index := range d.route.uplinks() {
-		b, err := d.route.get(request(unix.RTM_GETLINK, 0, ifinfo(index, 0)))
-		if err != nil {
-			continue
-		}
-		if link, err := netlink.LinkDeserialize(nil, b); err == nil && link.Attrs().MTU >= 1280 {
+		if link, err := d.route.linkBy(index); err == nil && link.Attrs().MTU >= 1280 {
 			mtu = min(mtu, link.Attrs().MTU)
 		}
 	}

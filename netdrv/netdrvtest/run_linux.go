@@ -250,11 +250,15 @@ func testCanceled(w *world) {
 func testManyAtOnce(w *world) {
 	before := w.interfaces(w.host)
 	target := w.connect(2)
+	containers, turns := 20, 3
+	if testutil.Short() {
+		containers, turns = 8, 1
+	}
 	var wait sync.WaitGroup
-	for i := range 20 {
+	for i := range containers {
 		ep := w.endpoint(10 + i)
 		wait.Go(func() {
-			for range 3 {
+			for range turns {
 				ns, err := netdrv.NewNamespace()
 				if err == nil {
 					err = w.driver.Connect(background, w.network, ep, ns)
