@@ -124,6 +124,8 @@ func (ep *Endpoint) check() error {
 		return invalid("Endpoint.MAC", ep.MAC, "a hardware address is 6 bytes, and not a group's")
 	case ep.MTU != 0 && (ep.MTU < 68 || ep.MTU > 65535):
 		return invalid("Endpoint.MTU", ep.MTU, "an MTU is from 68 to 65535 bytes, or 0 for the network's")
+	case ep.MTU != 0 && ep.MTU < 1280 && ep.has6():
+		return invalid("Endpoint.MTU", ep.MTU, "IPv6 needs at least 1280 bytes (RFC 8200, section 5)")
 	case ep.Gateway4.IsValid() && !ep.Gateway4.Is4():
 		return invalid("Endpoint.Gateway4", ep.Gateway4, "it is not an IPv4 address")
 	case ep.Gateway6.IsValid() && (!ep.Gateway6.Is6() || ep.Gateway6.Is4In6()):

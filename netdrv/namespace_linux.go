@@ -3,27 +3,23 @@ package netdrv
 import (
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"runtime"
 	"sync"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
 // A Namespace is a network namespace that is held open. It lives as long as it is held or a process is in it; nothing
 // pins it with a mount.
 type Namespace struct {
-	file  *os.File
-	route *netlink.Handle // a socket of NETLINK_ROUTE that was made inside
-	close sync.Once
+	file    *os.File
+	route   *conn // was made inside
+	sysctls *sysctls
+	close   sync.Once
 }
 
 // NewNamespace makes a network namespace, with its loopback interface up and nothing else.
-//
-// Interfaces that are put into it take no router advertisements and look for no duplicates of their IPv6 addresses: who
-// connects them has chosen addresses that nobody else has. The container may change that (net.ipv6.conf).
 func NewNamespace() (*Namespace, error) {
 	ns := &Namespace{}
 	err := inside(func() error {
@@ -40,14 +36,8 @@ func NewNamespace() (*Namespace, error) {
 		if err := ns.openHere(); err != nil {
 			return err
 		}
-		lo := &netlink.Device{LinkAttrs: netlink.LinkAttrs{Name: "lo", Index: 1, Flags: net.FlagLoopback}} // always number 1
-		if err := ns.route.LinkSetUp(lo); err != nil {
+		if err := ns.route.do(request(unix.RTM_NEWLINK, 0, ifinfo(1, unix.IFF_UP))); err != nil { // lo is always the first
 			return kernelError("switch on", "lo", err)
-		}
-		for _, name := range []string{"accept_ra", "accept_dad"} {
-			if err := writeSysctl("ipv6/conf/default/"+name, "0"); err != nil && !errors.Is(err, os.ErrNotExist) {
-				return err // a kernel without IPv6 has no such files
-			}
 		}
 		return nil
 	})
@@ -81,10 +71,11 @@ func (ns *Namespace) openHere() error {
 	if ns.file, err = os.Open("/proc/thread-self/ns/net"); err != nil {
 		return fmt.Errorf("netdrv: hold the network namespace: %w", err)
 	}
-	if ns.route, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
-		return &Error{Op: "open a netlink socket", Err: os.NewSyscallError("socket", err)}
+	if ns.route, err = dial(); err != nil {
+		return err
 	}
-	return nil
+	ns.sysctls, err = openSysctls()
+	return err
 }
 
 // File is the descriptor that holds the namespace, for setns(2). It belongs to the Namespace.
@@ -105,9 +96,8 @@ func (ns *Namespace) Do(f func() error) error {
 func (ns *Namespace) Close() error {
 	var err error
 	ns.close.Do(func() {
-		if ns.route != nil {
-			ns.route.Close()
-		}
+		ns.route.Close()
+		ns.sysctls.Close()
 		if ns.file != nil {
 			err = ns.file.Close()
 		}
@@ -117,22 +107,29 @@ func (ns *Namespace) Close() error {
 
 // enter moves the calling thread, which must be a doomed one.
 func enter(f *os.File) error {
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return fmt.Errorf("netdrv: enter a network namespace: %w", err)
-	}
-	var failed error
-	err = raw.Control(func(fd uintptr) { failed = unix.Setns(int(fd), unix.CLONE_NEWNET) })
+	err := descriptor(f, func(fd uintptr) error { return os.NewSyscallError("setns", unix.Setns(int(fd), unix.CLONE_NEWNET)) })
 	switch {
+	case errors.Is(err, unix.EPERM):
+		return &Error{Op: "enter the network namespace", Interface: f.Name(), Err: err, Fix: "run as root, or with CAP_SYS_ADMIN in the user namespace that owns it"}
+	case errors.Is(err, unix.ESRCH):
+		return &Error{Op: "enter the network namespace", Interface: f.Name(), Err: os.ErrProcessDone}
 	case err != nil:
-		return fmt.Errorf("netdrv: enter a network namespace: %w", err)
-	case errors.Is(failed, unix.EPERM):
-		return &Error{Op: "enter the network namespace", Interface: f.Name(), Err: os.NewSyscallError("setns", failed),
-			Fix: "run as root, or with CAP_SYS_ADMIN in the user namespace that owns it"}
-	case failed != nil:
-		return &Error{Op: "enter the network namespace", Interface: f.Name(), Err: os.NewSyscallError("setns", failed)}
+		return &Error{Op: "enter the network namespace", Interface: f.Name(), Err: err}
 	}
 	return nil
+}
+
+// descriptor calls use with the descriptor of a file, which stays open meanwhile.
+func descriptor(f *os.File, use func(fd uintptr) error) error {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var failed error
+	if err = raw.Control(func(fd uintptr) { failed = use(fd) }); err == nil {
+		err = failed
+	}
+	return err
 }
 
 // inside calls f on a thread that runs nothing else before f returns and nothing at all after, and waits for it: f may move
