@@ -31,36 +31,34 @@ const (
 // We speak nf_tables' protocol ourselves, with the expressions of google/nftables: that package's own connection knows
 // neither the owner flag nor comments of tables and chains, cannot say which message of a batch failed, and asks for
 // an acknowledgement of each message, which overruns the socket at some hundred of them. Here only the last message is
-// acknowledged. The kernel has answered when sendto returns, so what is not in the socket then will not come.
+// acknowledged. The kernel has answered when sendto returns, so what is not in the socket then will not come, and no
+// error leaves a socket that has to be opened anew.
 type nfConn struct {
 	mu     sync.Mutex
 	fd     int    // -1: closed
 	seq    uint32 // of the last message sent
 	buffer []byte
-	// lasting sockets are what keeps a table or stay in the namespace they were made in: they are never opened anew.
-	lasting bool
 }
 
-// openNF opens a socket in the network namespace of the calling thread.
-func openNF(lasting bool) (*nfConn, error) {
-	c := &nfConn{fd: -1, buffer: make([]byte, 64<<10), lasting: lasting}
-	return c, c.open()
-}
-
-func (c *nfConn) open() error {
+// openNF opens a socket in the network namespace of the calling thread, to which it belongs from then on.
+func openNF() (*nfConn, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
 	if errors.Is(err, unix.EPROTONOSUPPORT) {
-		return &UnsupportedError{Feature: "a firewall", Kernel: "CONFIG_NETFILTER_NETLINK and CONFIG_NF_TABLES", Err: os.NewSyscallError("socket", err)}
+		return nil, &UnsupportedError{Feature: "a firewall", Kernel: "CONFIG_NETFILTER_NETLINK and CONFIG_NF_TABLES", Err: os.NewSyscallError("socket", err)}
 	} else if err != nil {
-		return kernelError("open a netfilter socket", "", os.NewSyscallError("socket", err))
+		return nil, kernelError("open a netfilter socket", "", os.NewSyscallError("socket", err))
 	}
 	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		unix.Close(fd)
-		return kernelError("bind a netfilter socket", "", os.NewSyscallError("bind", err))
+		return nil, kernelError("bind a netfilter socket", "", os.NewSyscallError("bind", err))
 	}
+	return adoptNF(fd), nil
+}
+
+// adoptNF takes over a socket that is bound.
+func adoptNF(fd int) *nfConn {
 	prepareNF(fd)
-	c.fd = fd
-	return nil
+	return &nfConn{fd: fd, buffer: make([]byte, 64<<10)}
 }
 
 // prepareNF makes a socket's buffers large and its errors short. Who may not have larger buffers has smaller ones.
@@ -83,27 +81,6 @@ func (c *nfConn) Close() error {
 	err := unix.Close(c.fd)
 	c.fd = -1
 	return err
-}
-
-// ready makes sure that there is a socket, where one may be opened anew.
-func (c *nfConn) ready() error {
-	if c.fd >= 0 {
-		return nil
-	}
-	if c.lasting {
-		return os.ErrClosed
-	}
-	return c.open()
-}
-
-// lost closes a socket whose answers are out of step: the next call opens another.
-func (c *nfConn) lost() {
-	if c.lasting {
-		c.drain()
-		return
-	}
-	unix.Close(c.fd)
-	c.fd = -1
 }
 
 // drain throws away what is in the socket.
@@ -179,8 +156,8 @@ func (c *nfConn) batch(generation uint32, messages ...nfMessage) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err := c.ready(); err != nil {
-		return err
+	if c.fd < 0 {
+		return os.ErrClosed
 	}
 	var begin attributes
 	if generation != 0 {
@@ -201,8 +178,8 @@ func (c *nfConn) batch(generation uint32, messages ...nfMessage) error {
 	if len(b) > nfMaxBatch {
 		return errBatchTooLarge
 	}
+	c.drain()
 	if err := unix.Sendto(c.fd, b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-		c.lost()
 		return os.NewSyscallError("sendto", err)
 	}
 	var failed nfErrors
@@ -219,12 +196,10 @@ func (c *nfConn) batch(generation uint32, messages ...nfMessage) error {
 			case len(failed) > 0:
 				return failed
 			case !acknowledged:
-				c.lost()
 				return fmt.Errorf("netfilter did not answer: %w", unix.ENOBUFS)
 			}
 			return nil
 		case err != nil:
-			c.lost()
 			return os.NewSyscallError("recvfrom", err)
 		}
 		eachNF(c.buffer[:n], func(m nfAnswer) {
@@ -285,16 +260,16 @@ func (c *nfConn) ask(dump bool, question nfMessage, reset func(), f func(nfAnswe
 }
 
 func (c *nfConn) askOnce(dump bool, question nfMessage, f func(nfAnswer)) (again bool, err error) {
-	if err := c.ready(); err != nil {
-		return false, err
+	if c.fd < 0 {
+		return false, os.ErrClosed
 	}
+	c.drain() // what is left of an answer that was given up
 	c.seq++
 	flags := uint16(unix.NLM_F_ACK)
 	if dump {
 		flags = unix.NLM_F_DUMP
 	}
 	if err := unix.Sendto(c.fd, question.append(nil, c.seq, flags), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-		c.lost()
 		return false, os.NewSyscallError("sendto", err)
 	}
 	for done := false; !done; {
@@ -302,7 +277,6 @@ func (c *nfConn) askOnce(dump bool, question nfMessage, f func(nfAnswer)) (again
 		if errors.Is(err, unix.EINTR) {
 			continue
 		} else if err != nil {
-			c.lost()
 			return false, os.NewSyscallError("recvfrom", err)
 		}
 		var failed error

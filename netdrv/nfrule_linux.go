@@ -83,18 +83,19 @@ var (
 
 // Values that have names.
 var (
-	ipv4      = value{text: "ipv4", data: []byte{unix.NFPROTO_IPV4}}
-	ipv6      = value{text: "ipv6", data: []byte{unix.NFPROTO_IPV6}}
-	udp       = value{text: "udp", data: []byte{unix.IPPROTO_UDP}}
-	icmp6     = value{text: "ipv6-icmp", data: []byte{unix.IPPROTO_ICMPV6}}
-	local     = value{text: "local", data: native(unix.RTN_LOCAL)}
-	etherARP  = value{text: "arp", data: []byte{0x08, 0x06}}
-	etherIP   = value{text: "ip", data: []byte{0x08, 0x00}}
-	etherIP6  = value{text: "ip6", data: []byte{0x86, 0xdd}}
-	linkLocal = value{text: "01:80:c2:00:00:00-01:80:c2:00:00:0f", data: []byte{1, 0x80, 0xc2, 0, 0, 0}, mask: []byte{255, 255, 255, 255, 255, 0xf0}}
-	arpForIP4 = value{text: "0x000108000604", data: []byte{0, 1, 8, 0, 6, 4}} // Ethernet, IPv4, 6 and 4 bytes
-	request   = value{text: "request", data: []byte{0, 1}}
-	reply     = value{text: "reply", data: []byte{0, 2}}
+	ipv4       = value{text: "ipv4", data: []byte{unix.NFPROTO_IPV4}}
+	ipv6       = value{text: "ipv6", data: []byte{unix.NFPROTO_IPV6}}
+	tcp        = value{text: "tcp", data: []byte{unix.IPPROTO_TCP}}
+	udp        = value{text: "udp", data: []byte{unix.IPPROTO_UDP}}
+	icmp6      = value{text: "ipv6-icmp", data: []byte{unix.IPPROTO_ICMPV6}}
+	local      = value{text: "local", data: native(unix.RTN_LOCAL)}
+	etherARP   = value{text: "arp", data: []byte{0x08, 0x06}}
+	etherIP    = value{text: "ip", data: []byte{0x08, 0x00}}
+	etherIP6   = value{text: "ip6", data: []byte{0x86, 0xdd}}
+	linkLocal  = value{text: "& ff:ff:ff:ff:ff:f0 == 01:80:c2:00:00:00", data: []byte{1, 0x80, 0xc2, 0, 0, 0}, mask: []byte{255, 255, 255, 255, 255, 0xf0}}
+	arpForIP4  = value{text: "0x000108000604", data: []byte{0, 1, 8, 0, 6, 4}} // Ethernet, IPv4, 6 and 4 bytes
+	arpRequest = value{text: "request", data: []byte{0, 1}}
+	arpReply   = value{text: "reply", data: []byte{0, 2}}
 
 	ndRouterAdvertisement    = value{text: "nd-router-advert", data: []byte{134}}
 	ndNeighbourSolicitation  = value{text: "nd-neighbor-solicit", data: []byte{135}}

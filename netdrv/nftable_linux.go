@@ -276,7 +276,7 @@ func (r *ruleSpec) message(family uint8, table, chain string) (nfMessage, error)
 		return nfMessage{}, fmt.Errorf("netdrv: the rule %s: %w", r, errs)
 	}
 	ud := userdata.AppendString(nil, udComment, r.reason)
-	if text := r.String(); len(ud)+len(text)+3 <= udMax {
+	if text := r.String(); text != "" && len(ud)+len(text)+3 <= udMax {
 		ud = userdata.AppendString(ud, udText, text)
 	}
 	a.bytes(unix.NFTA_RULE_USERDATA, ud)
