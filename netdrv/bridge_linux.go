@@ -308,7 +308,7 @@ func (d *bridgeDriver) removeStrays(ctx context.Context) {
 		if _, err := os.Stat(root); !errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
-		if ports, err := d.route.links("", a.Index); err != nil || len(ports) > 0 {
+		if ports, err := d.usedPorts(a.Index); err != nil || len(ports) > 0 {
 			continue
 		}
 		_, err := d.route.removeLink(a.Name)
@@ -317,11 +317,9 @@ func (d *bridgeDriver) removeStrays(ctx context.Context) {
 	}
 }
 
-// A port of a container that has ended is there until the kernel has taken its namespace apart, some at a time.
-const (
-	portPatience = time.Second
-	portInterval = 5 * time.Millisecond
-)
+// portPatience is how long a port may look used after its container has ended: a netlink socket that was closed keeps its namespace
+// for an RCU grace period.
+const portPatience = 300 * time.Millisecond
 
 // Down implements Driver.
 func (d *bridgeDriver) Down(ctx context.Context, n *Network) error {
@@ -338,8 +336,22 @@ func (d *bridgeDriver) Down(ctx context.Context, n *Network) error {
 	if err := isOurs(link, n); err != nil {
 		return err
 	}
-	if err := d.awaitPorts(ctx, n, link.Attrs().Index); err != nil {
-		return err
+	for begun := time.Now(); ; {
+		ports, err := d.usedPorts(link.Attrs().Index)
+		if err != nil {
+			return kernelError("list the ports of", n.Interface(), err)
+		}
+		if len(ports) == 0 {
+			break
+		}
+		if time.Since(begun) > portPatience {
+			return &BusyError{Network: n.Name, Interface: n.Interface(), Ports: ports}
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(5 * time.Millisecond):
+		}
 	}
 	if _, err := d.route.removeLink(n.Interface()); err != nil {
 		return kernelError("remove the bridge", n.Interface(), err)
@@ -355,31 +367,29 @@ func (d *bridgeDriver) tablesDown(ctx context.Context, n *Network) error {
 	return err
 }
 
-// awaitPorts waits until a bridge has no ports, as long as they become fewer.
-func (d *bridgeDriver) awaitPorts(ctx context.Context, n *Network, index int) error {
-	least, since := int(^uint(0)>>1), time.Now()
-	for {
-		ports, err := d.route.links("", index)
-		if err != nil {
-			return kernelError("list the ports of", n.Interface(), err)
-		}
-		if len(ports) == 0 {
-			return nil
-		}
-		if len(ports) < least {
-			least, since = len(ports), time.Now()
-		}
-		if time.Since(since) > portPatience {
-			busy := &BusyError{Network: n.Name, Interface: n.Interface()}
-			for _, p := range ports {
-				busy.Ports = append(busy.Ports, p.Attrs().Name)
-			}
-			return busy
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(portInterval):
-		}
+// usedPorts are the names of a bridge's ports, but of those whose container has ended: they are there until the kernel has taken
+// the namespace apart, 40 ms or, where it has much to do, seconds.
+func (d *bridgeDriver) usedPorts(index int) ([]string, error) {
+	ports, err := d.route.links("", index)
+	if err != nil {
+		return nil, err
 	}
+	var used []string
+	for _, p := range ports {
+		a := p.Attrs()
+		if p.Type() == "veth" && strings.HasPrefix(a.Name, vethPrefix) && !d.namespaceLives(a.NetNsID) {
+			continue
+		}
+		used = append(used, a.Name)
+	}
+	return used, nil
+}
+
+// namespaceLives reports whether a namespace has somebody left in it or holding it. The kernel looks into no other (since 4.16).
+func (d *bridgeDriver) namespaceLives(id int) bool {
+	if id < 0 {
+		return false // it has taken the number away already
+	}
+	_, err := d.route.get(request(unix.RTM_GETLINK, 0, ifinfo(1, 0), attr(unix.IFLA_TARGET_NETNSID, nl.Uint32Attr(uint32(id)))))
+	return !errors.Is(err, unix.EINVAL)
 }

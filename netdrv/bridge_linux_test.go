@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
@@ -209,7 +210,7 @@ func TestBridgeStrays(t *testing.T) {
 	})
 }
 
-// TestBridgeBusy: Down waits for ports that are going, and refuses where they stay.
+// TestBridgeBusy: Down refuses where a container is connected, and not where its port is only not gone yet.
 func TestBridgeBusy(t *testing.T) {
 	onHost(t, func(host *Namespace) {
 		n := newNetwork(t, "bridge", "10.99.7.0/24")
@@ -224,7 +225,19 @@ func TestBridgeBusy(t *testing.T) {
 			t.Fatal(err)
 		}
 		ns.Close()
+		begun := time.Now()
 		check(t, d.Down(background, n))
+		t.Logf("Down of a network whose last container just ended took %v", time.Since(begun))
+		check(t, d.Up(background, n))
+		br, err := host.route.link(n.Interface())
+		check(t, err)
+		info := attr(unix.IFLA_LINKINFO, nil)
+		info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("veth"))
+		check(t, host.route.do(request(unix.RTM_NEWLINK, unix.NLM_F_CREATE, ifinfo(0, 0), attr(unix.IFLA_IFNAME, nl.ZeroTerminated("theirs")),
+			attr(unix.IFLA_MASTER, nl.Uint32Attr(uint32(br.Attrs().Index))), info)))
+		if err := d.Down(background, n); !errors.As(err, &busy) || !slices.Equal(busy.Ports, []string{"theirs"}) {
+			t.Errorf("Down of a bridge that somebody else uses: %v", err)
+		}
 	})
 }
 
@@ -344,5 +357,28 @@ func TestBridgeInternal(t *testing.T) {
 			}
 			return nil
 		})
+	})
+}
+
+// TestBridgeAnnounces: who takes over an address is reached by those who knew its holder before.
+func TestBridgeAnnounces(t *testing.T) {
+	onHost(t, func(host *Namespace) {
+		n := newNetwork(t, "bridge", "10.99.7.0/24", "fd00:99::/64")
+		d := up(t, n)
+		first := container(t, d, n, endpoint(n, 2))
+		for i := range 6 {
+			ep := endpoint(n, 3)
+			ep.MAC = net.HardwareAddr{2, 0, 0, 0, 0x77, byte(i)}
+			ns := container(t, d, n, ep)
+			for j, s := range n.Subnets {
+				for who, from := range map[string]*Namespace{"a container": first, "the host": host} {
+					_, took, err := reach(from, ns, ep.Addresses[j].Addr(), "hello")
+					if err != nil || took > 500*time.Millisecond {
+						t.Errorf("holder %d in %v is reached by %s after %v: %v", i, s.Prefix, who, took, err)
+					}
+				}
+			}
+			check(t, d.Disconnect(background, n, ep, ns))
+		}
 	})
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"net"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -55,10 +56,12 @@ func (d *bridgeDriver) Connect(ctx context.Context, n *Network, ep *Endpoint, ns
 	}
 	made, err := d.plug(n, ep, ns, bridge, mtu)
 	if err == nil {
-		err = ns.configure(ep, false)
-	}
-	if err == nil {
-		return nil
+		var index int
+		if index, err = ns.configure(ep, false); err == nil {
+			d.awaitCarrier(ctx, bridge, ep.HostInterface)
+			ns.announce(ctx, index, ep)
+			return nil
+		}
 	}
 	undo := context.WithoutCancel(ctx)
 	if made {
@@ -70,6 +73,20 @@ func (d *bridgeDriver) Connect(ctx context.Context, n *Network, ep *Endpoint, ns
 		err = errors.Join(err, forgotten)
 	}
 	return err
+}
+
+// awaitCarrier waits until packets get through. That both ends are on the kernel tells bridge and queues a moment later (linkwatch, some
+// 30 us): a first packet before that would be lost, and sent again after a second.
+func (d *bridgeDriver) awaitCarrier(ctx context.Context, bridge netlink.Link, names ...string) {
+	if bridge.Attrs().OperState != netlink.OperUp {
+		names = append(names, bridge.Attrs().Name) // by its first port
+	}
+	for _, name := range names {
+		soon(ctx, func() bool {
+			link, err := d.route.link(name)
+			return err != nil || link.Attrs().OperState == netlink.OperUp || link.Attrs().Flags&net.FlagUp == 0
+		})
+	}
 }
 
 // plug makes a pair of interfaces: the host's end a port of the bridge and on, the container's in its namespace and off.

@@ -1,27 +1,28 @@
 package netdrv
 
 import (
+	"context"
 	"errors"
 	"io/fs"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
-// configure gives an interface that was just made in a namespace, and is down, its addresses and routes and switches it on.
-// The addresses come first so that the kernel announces them when it is (arp_notify, ndisc_notify): the neighbours may remember who
-// had them before.
-func (ns *Namespace) configure(ep *Endpoint, deviceRoute bool) error {
+// configure gives an interface that was just made in a namespace, and is down, its addresses and routes and switches it on. It
+// returns the number of the interface.
+func (ns *Namespace) configure(ep *Endpoint, deviceRoute bool) (index int, err error) {
 	link, err := ns.route.link(ep.Interface)
 	if err != nil {
-		return kernelError("find in the container", ep.Interface, err)
+		return 0, kernelError("find in the container", ep.Interface, err)
 	}
 	if err := ns.settle(ep); err != nil {
-		return err
+		return 0, err
 	}
-	index := link.Attrs().Index
+	index = link.Attrs().Index
 	var requests []*nl.NetlinkRequest
 	for _, a := range ep.Addresses {
 		requests = append(requests, addAddress(index, a))
@@ -30,12 +31,42 @@ func (ns *Namespace) configure(ep *Endpoint, deviceRoute bool) error {
 	requests = append(requests, defaultRoutes(index, ep, deviceRoute, unix.NLM_F_EXCL)...)
 	switch err := ns.route.do(requests...); {
 	case errors.Is(err, unix.EEXIST):
-		return &Error{Op: "give addresses and routes to the container's", Interface: ep.Interface, Err: err,
+		return 0, &Error{Op: "give addresses and routes to the container's", Interface: ep.Interface, Err: err,
 			Fix: "a container has one default route of each family: leave Gateway4 and Gateway6 out and use SetGateway"}
 	case err != nil:
-		return kernelError("give addresses and routes to the container's", ep.Interface, err)
+		return 0, kernelError("give addresses and routes to the container's", ep.Interface, err)
 	}
-	return nil
+	return index, nil
+}
+
+// announce tells the neighbours whose the addresses are: they may remember who had them before, for up to a minute. An interface that is
+// given its hardware address, even the one that it has, does so (arp_notify, ndisc_notify). This is a service: what does not
+// work is found out by the neighbours themselves.
+func (ns *Namespace) announce(ctx context.Context, index int, ep *Endpoint) {
+	for _, a := range ep.Addresses {
+		if a.Addr().Is6() {
+			// The kernel listens for who asks after an address a moment after it is given, on a thread of its own.
+			solicited := a.Addr().As16()
+			copy(solicited[:], []byte{0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff})
+			soon(ctx, func() bool {
+				joined, err := ns.route.joined(index, netip.AddrFrom16(solicited))
+				return joined || err != nil
+			})
+		}
+	}
+	_ = ns.route.do(request(unix.RTM_NEWLINK, 0, ifinfo(index, 0), attr(unix.IFLA_ADDRESS, ep.MAC)))
+}
+
+// soon waits for what the kernel does within microseconds, and not for ever.
+func soon(ctx context.Context, done func() bool) {
+	for tries := range 100 {
+		if done() || ctx.Err() != nil {
+			return
+		}
+		if tries > 3 {
+			time.Sleep(time.Duration(tries) * 20 * time.Microsecond)
+		}
+	}
 }
 
 // settle sets what makes the interface use the addresses that it is given and no others.

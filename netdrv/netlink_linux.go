@@ -296,6 +296,30 @@ func (c *conn) addresses(index int) ([]netip.Prefix, error) {
 	return list, nil
 }
 
+// joined reports whether an interface is in an IPv6 multicast group.
+func (c *conn) joined(index int, group netip.Addr) (bool, error) {
+	m := nl.NewIfAddrmsg(unix.AF_INET6)
+	answers, err := c.dump(unix.RTM_GETMULTICAST, m)
+	if err != nil {
+		return false, err
+	}
+	for _, b := range answers {
+		if len(b) < unix.SizeofIfAddrmsg || int(binary.NativeEndian.Uint32(b[4:])) != index {
+			continue
+		}
+		attrs, err := nl.ParseRouteAttr(b[unix.SizeofIfAddrmsg:])
+		if err != nil {
+			return false, err
+		}
+		for _, a := range attrs {
+			if found, _ := netip.AddrFromSlice(a.Value); a.Attr.Type == unix.IFA_MULTICAST && found == group {
+				return true, nil
+			}
+		}
+	}
+	return false, nil
+}
+
 // defaultRoute is a request to make the default route of a family: by a gateway, or without one out of the interface.
 func defaultRoute(index int, is4 bool, gateway netip.Addr, onlink bool, flags int) *nl.NetlinkRequest {
 	m := nl.NewRtMsg()

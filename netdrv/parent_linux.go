@@ -149,7 +149,11 @@ func (d *parentDriver) Connect(ctx context.Context, n *Network, ep *Endpoint, ns
 	case err != nil:
 		return kernelError(fmt.Sprintf("make a %s on", d.kind), on, err)
 	}
-	if err = ns.configure(ep, deviceRoute); err == nil {
+	index, err := ns.configure(ep, deviceRoute)
+	if err == nil {
+		if d.hasMAC {
+			ns.announce(ctx, index, ep)
+		}
 		return nil
 	}
 	if errors.Is(err, unix.ENETDOWN) {
