@@ -10,7 +10,7 @@ import (
 	"sync"
 
 	"github.com/google/nftables/userdata"
-	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
@@ -23,7 +23,7 @@ type nftFirewall struct {
 	log     *slog.Logger
 	nf      *nfConn
 	sysctls *sysctls
-	route   *netlink.Handle
+	route   *conn
 	foreign *foreignRules
 	close   sync.Once
 }
@@ -39,7 +39,7 @@ func openNFTFirewall(config Config) (firewall, error) {
 	var err error
 	if f.nf, err = openNF(); err == nil {
 		if f.sysctls, err = openSysctls(); err == nil {
-			if f.route, err = netlink.NewHandle(unix.NETLINK_ROUTE); err == nil {
+			if f.route, err = dial(); err == nil {
 				f.foreign, err = watchForeign(log)
 			}
 		}
@@ -57,9 +57,7 @@ func (f *nftFirewall) Close() error {
 		if f.foreign != nil {
 			f.foreign.Close()
 		}
-		if f.route != nil {
-			f.route.Close()
-		}
+		f.route.Close()
 		f.sysctls.Close()
 		if f.nf != nil {
 			f.nf.Close()
@@ -196,6 +194,9 @@ func (f *nftFirewall) firewallUp(ctx context.Context, n *Network) error {
 	if right {
 		return nil
 	}
+	if err := f.learnLess(n); err != nil {
+		return err
+	}
 	err = f.nf.retry(func(generation uint32) error {
 		messages := (&tableSpec{family: unix.NFPROTO_BRIDGE, name: tableName(n)}).remove()
 		for _, t := range tables {
@@ -213,6 +214,31 @@ func (f *nftFirewall) firewallUp(ctx context.Context, n *Network) error {
 		return f.nf.batch(generation, messages...)
 	})
 	return nfErr(op, err)
+}
+
+// iflaBridgeOptions is IFLA_BR_MULTI_BOOLOPT of linux/if_link.h, since 5.0: the bits to set and those that are meant. The bit is
+// BR_BOOLOPT_NO_LL_LEARN.
+const (
+	iflaBridgeOptions = 46
+	bridgeNoLLLearn   = 1
+)
+
+// learnLess keeps the bridge from learning hardware addresses from LLDP and the like, which pass all tables by.
+func (f *nftFirewall) learnLess(n *Network) error {
+	if n.Options["spoofcheck"] == "off" {
+		return nil
+	}
+	info := attr(unix.IFLA_LINKINFO, nil)
+	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("bridge"))
+	data := info.AddRtAttr(nl.IFLA_INFO_DATA, nil)
+	data.AddRtAttr(iflaBridgeOptions, append(native(bridgeNoLLLearn), native(bridgeNoLLLearn)...))
+	err := f.route.do(request(unix.RTM_NEWLINK, 0, ifinfo(0, 0), attr(unix.IFLA_IFNAME, nl.ZeroTerminated(n.Interface())), info))
+	if errors.Is(err, unix.ENODEV) {
+		return nil // it is made later, by somebody who calls firewallUp again
+	} else if err != nil {
+		return kernelError("keep the bridge from learning from LLDP", n.Interface(), err)
+	}
+	return nil
 }
 
 // firewallDown removes the tables of a network.

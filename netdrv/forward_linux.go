@@ -50,7 +50,7 @@ func isOurInterface(name string) bool {
 
 // links lists the interfaces of the namespace.
 func (f *nftFirewall) links() ([]netlink.Link, error) {
-	return again(f.route.LinkList)
+	return f.route.links("", 0)
 }
 
 // forwardingUp switches on what lets the packets of a network's containers out: routing, where it is off, and accepting rules

@@ -225,7 +225,11 @@ func (s *setSpec) attrs(t *tableSpec, id uint32) attributes {
 	a.u32(unix.NFTA_SET_KEY_TYPE, kind)
 	a.u32(unix.NFTA_SET_KEY_LEN, size)
 	a.u32(unix.NFTA_SET_FLAGS, flags)
-	a.bytes(unix.NFTA_SET_USERDATA, userdata.AppendString(nil, udSetComment, s.reason))
+	var ud []byte
+	if len(s.key) == 1 && s.key[0] == typeIfname {
+		ud = userdata.Append(ud, userdata.NFTNL_UDATA_SET_KEYBYTEORDER, native(1)) // so that nft(8) shows names
+	}
+	a.bytes(unix.NFTA_SET_USERDATA, userdata.AppendString(ud, udSetComment, s.reason))
 	return a
 }
 

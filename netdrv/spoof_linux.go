@@ -23,7 +23,7 @@ func spoofTable(n *Network) *tableSpec {
 	pre.rule("from a container of the network", in("ports", iifname), goTo("check"))
 
 	input := t.baseChain("input", "filter", unix.NF_INET_LOCAL_IN, -300, "frames to the host")
-	input.rule("they pass prerouting by, and would teach the bridge any address (LLDP, LACP, pause)",
+	input.rule("what is meant for the next switch is not for the host (LACP, 802.1X); it passes prerouting by",
 		is(etherDest, linkLocal), in("ports", iifname), drop)
 
 	check := t.chain("check", "what containers may send")
