@@ -350,7 +350,7 @@ func (c *connected) publish(ctx context.Context, st *containerState) (err error)
 		ports = append(ports, netdrv.Port{Protocol: p.Protocol, HostAddr: p.Host.Addr(), HostPort: p.Host.Port(), Addr: to, Port: p.Container})
 	}
 	if c.own = st.Spec.Detached; c.own {
-		c.publisher, err = netdrv.NewPublisher(one.state.ID)
+		c.publisher, err = netdrv.NewPublisher("c-" + one.state.ID)
 	} else {
 		c.publisher, err = c.eng.nets.attachedPublisher(c.eng)
 	}

@@ -81,7 +81,7 @@ func (n *networking) attachedPublisher(e *Engine) (*netdrv.Publisher, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.publisher == nil {
-		p, err := netdrv.NewPublisher(e.owner.id[:12])
+		p, err := netdrv.NewPublisher("e-" + e.owner.id)
 		if err != nil {
 			return nil, err
 		}
