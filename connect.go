@@ -172,10 +172,10 @@ func (e *Engine) connect(ctx context.Context, st *containerState) (_ *connected,
 			return nil, fmt.Errorf("connect to the network %q: %w", a.Network, err)
 		}
 	}
-	if err := c.routes(ctx, attachments); err != nil {
+	if err := c.publish(ctx, st); err != nil {
 		return nil, err
 	}
-	if err := c.publish(ctx, st); err != nil {
+	if err := c.plug(ctx, attachments); err != nil {
 		return nil, err
 	}
 	if !st.Spec.Detached {
@@ -263,8 +263,8 @@ func (e *Engine) networkFor(ctx context.Context, name string) (*networkState, er
 	}
 }
 
-// routes decides which network has the default routes, and puts the interfaces into the namespace.
-func (c *connected) routes(ctx context.Context, attachments []Attachment) error {
+// plug decides which network has the default routes, and puts the interfaces into the namespace.
+func (c *connected) plug(ctx context.Context, attachments []Attachment) error {
 	for _, is4 := range []bool{true, false} {
 		best := -1
 		for i, one := range c.list {
@@ -367,8 +367,8 @@ func (c *connected) publish(ctx context.Context, st *containerState) (err error)
 	}
 	c.published = ports
 	crashpoint.At("network: ports published")
-	one.state.Ports = published
-	return c.eng.writeEndpoint(one.network.ID, one.state)
+	one.state.Ports = published // noted with the interface
+	return nil
 }
 
 // hold returns what the keeper of a detached container has to keep open: its ports, and the socket that owns the table
@@ -518,6 +518,9 @@ func (e *Engine) endConnections(id string) {
 		return
 	}
 	e.endEndpoints(list)
+	for _, one := range list {
+		e.nets.touch(one.network.ID)
+	}
 	e.nets.ending.Go(func() { e.freeConnections(context.Background(), list) })
 }
 

@@ -114,9 +114,6 @@ func (e *Engine) newEndpoint(ctx context.Context, networkID string, c *container
 	if err == nil {
 		ep.Endpoint.MAC, err = hardwareAddr(a.MAC, ep)
 	}
-	if err == nil {
-		err = e.writeEndpoint(st.ID, ep)
-	}
 	if err != nil {
 		return nil, nil, errors.Join(err, e.freeEndpoint(st.ID, ep))
 	}

@@ -136,6 +136,18 @@ func (n *networking) bringUp(ctx context.Context, e *Engine, id string) (*upNetw
 	return u, u.bring(ctx, e, id)
 }
 
+// touch makes close look whether somebody still uses the network.
+func (n *networking) touch(id string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.up == nil {
+		n.up = make(map[string]*upNetwork)
+	}
+	if n.up[id] == nil {
+		n.up[id] = &upNetwork{}
+	}
+}
+
 func (u *upNetwork) bring(ctx context.Context, e *Engine, id string) (err error) {
 	st, unlock, err := e.lockNetwork(ctx, id)
 	if err != nil {
