@@ -9,9 +9,11 @@ import (
 	"io/fs"
 	"net"
 	"net/netip"
+	"os"
 	"reflect"
 	"strings"
 	"testing"
+	"testing/fstest"
 	"time"
 
 	"github.com/coracle-dev/coracle"
@@ -420,4 +422,64 @@ func TestNetworkGraph(t *testing.T) {
 	if err != nil || !reflect.DeepEqual(&again, g) {
 		t.Errorf("%s, %v", b, err)
 	}
+}
+
+// TestManyBridgeRuns leaves the host as it was after many containers with a network and a published port, one after the other
+// and at once. With CORACLE_BENCH_LARGE there are ten thousand.
+func TestManyBridgeRuns(t *testing.T) {
+	sequential, parallel := 100, 100
+	switch {
+	case os.Getenv("CORACLE_BENCH_LARGE") != "":
+		sequential, parallel = 2000, 8000
+	case testutil.Short() || testutil.RaceEnabled:
+		sequential, parallel = 20, 20
+	}
+	testutil.RequireRoot(t)
+	root := t.TempDir()
+	eng := openAgain(t, root)
+	files := fstest.MapFS{"bin/true": {Data: trueELF(t), Mode: 0o755}}
+	if _, err := eng.ImageFromFS(t.Context(), "true", files, nil); err != nil {
+		t.Fatal(err)
+	}
+	spec := benchSpec(coracle.NetworkBridge)
+	spec.Ports = []coracle.Port{{Container: 80}}
+	if err := life(t.Context(), eng, spec); err != nil { // what an engine opens once and keeps
+		t.Fatal(err)
+	}
+	threads := func() int {
+		list, err := os.ReadDir("/proc/self/task")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(list)
+	}
+	before, threadsBefore := testutil.Resources(), threads()
+	for range sequential {
+		if err := life(t.Context(), eng, spec); err != nil {
+			t.Fatal(err)
+		}
+	}
+	errs, slots := make(chan error), make(chan struct{}, 50)
+	for range parallel {
+		go func() {
+			slots <- struct{}{}
+			err := life(t.Context(), eng, spec)
+			<-slots
+			errs <- err
+		}()
+	}
+	for range parallel {
+		if err := <-errs; err != nil {
+			t.Error(err)
+		}
+	}
+	testutil.Settled(t, before)
+	// The runtime keeps threads for those that were waited for; those in namespaces are gone.
+	if now := threads(); now > threadsBefore+100 {
+		t.Errorf("%d threads before, %d after", threadsBefore, now)
+	}
+	if err := eng.Close(); err != nil {
+		t.Fatal(err)
+	}
+	checkNetworks(t, root)
 }
