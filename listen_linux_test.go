@@ -629,7 +629,7 @@ func TestListenThreads(t *testing.T) {
 		}
 	})
 	rounds := 30
-	if testing.Short() {
+	if testutil.Short() {
 		rounds = 8
 	}
 	for i := range 16 {
