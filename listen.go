@@ -29,6 +29,8 @@ import (
 // returns an error that matches net.ErrClosed and ErrNotRunning or ErrClosed. Connections do not end: each of them, as of
 // those that DialContext makes, keeps the container's network namespace until it is closed.
 //
+// The listener has the method SetDeadline of *net.TCPListener too.
+//
 // The error matches ErrNotRunning if the container is not running, ErrInvalid if network or address make no sense,
 // errors.ErrUnsupported for a host name, fs.ErrNotExist if a path has no directory, that of ctx if it is done first, and
 // otherwise the errno of the kernel: syscall.EADDRINUSE, or syscall.EADDRNOTAVAIL if the container does not have the address.
@@ -119,23 +121,24 @@ func (c *Container) bind(ctx context.Context, network, address string, l *lifeti
 		process.close()
 		return err
 	}
-	defer bound.file.Close()
 	socket, err := adopt(bound.file)
+	bound.file.Close()
 	if err != nil {
 		bound.remove()
 		process.close()
 		return err
 	}
-	l.container, l.process, l.socket, l.bound, l.watched = c, process, socket, bound, make(chan struct{})
-	c.eng.listeners.add(l)
-	watching, cancel := context.WithCancel(context.Background())
-	l.stop = cancel
+	watching, stop := context.WithCancel(context.Background())
+	l.container, l.socket, l.bound, l.stop, l.watched = c, socket, bound, stop, make(chan struct{})
+	c.eng.listeners.add(l) // from now on others may end it
 	go func() {
 		defer close(l.watched)
 		defer process.close()
-		if process.wait(watching) == nil {
-			l.end(ErrNotRunning)
+		err := process.wait(watching)
+		if err == nil {
+			err = ErrNotRunning
 		}
+		l.end(err)
 	}()
 	return nil
 }
@@ -144,7 +147,6 @@ func (c *Container) bind(ctx context.Context, network, address string, l *lifeti
 // interfaces and addresses.
 type lifetime struct {
 	container *Container
-	process   *hostProcess // the watcher's
 	socket    io.Closer
 	bound     *boundSocket
 	stop      context.CancelFunc
@@ -210,6 +212,11 @@ type listener struct {
 func (l *listener) Accept() (net.Conn, error) {
 	conn, err := l.Listener.Accept()
 	return conn, l.lifetime.explain(err)
+}
+
+// SetDeadline is what *net.TCPListener and *net.UnixListener have beside the methods of net.Listener.
+func (l *listener) SetDeadline(t time.Time) error {
+	return l.Listener.(interface{ SetDeadline(time.Time) error }).SetDeadline(t)
 }
 
 func (l *listener) Close() error   { return l.lifetime.close() }

@@ -228,6 +228,11 @@ func TestListenPorts(t *testing.T) {
 	for range 200 { // nobody accepts
 		conn()
 	}
+	early := listen("tcp", ":0")
+	early.(interface{ SetDeadline(time.Time) error }).SetDeadline(time.Now())
+	if _, err := early.Accept(); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Error(err)
+	}
 	p, err := c.ListenPacket(t.Context(), "udp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -472,7 +477,7 @@ func TestListenEnds(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			before := testutil.Resources()
+			before := sockets() // the engine may be about to open more of other kinds, for a container that it follows
 			l, u, p, errs := waits(listens)
 			if err := test.end(c, by); err != nil {
 				t.Fatal(err)
@@ -494,7 +499,9 @@ func TestListenEnds(t *testing.T) {
 					t.Errorf("Close after the end: %v", err)
 				}
 			}
-			testutil.Settled(t, before)
+			if now := sockets(); now > before { // an attached container's own has gone
+				t.Errorf("%d sockets are open, %d were", now, before)
+			}
 			if test.want != coracle.ErrNotRunning {
 				return
 			}
@@ -512,6 +519,59 @@ func TestListenEnds(t *testing.T) {
 			}
 		})
 	}
+}
+
+// sockets counts the program's open sockets.
+func sockets() int {
+	n := 0
+	fds, _ := os.ReadDir("/proc/self/fd")
+	for _, fd := range fds {
+		if target, err := os.Readlink("/proc/self/fd/" + fd.Name()); err == nil && strings.HasPrefix(target, "socket:") {
+			n++
+		}
+	}
+	return n
+}
+
+// TestListenRace: a container ends, and its listeners are closed, while others are made.
+func TestListenRace(t *testing.T) {
+	eng := engine(t)
+	toolImage(t, eng, nil)
+	if err := eng.Run(t.Context(), &coracle.ContainerSpec{Image: "tool", Args: []string{"true"}}); err != nil { // opens what stays open
+		t.Fatal(err)
+	}
+	before := testutil.Resources()
+	for range 20 {
+		c, err := eng.Create(t.Context(), &coracle.ContainerSpec{Image: "tool", Args: []string{"stubborn"}, AutoRemove: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Start(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		var makers sync.WaitGroup
+		for range 4 {
+			makers.Go(func() {
+				for {
+					l, err := c.Listen(t.Context(), "tcp", "127.0.0.1:0")
+					if errors.Is(err, coracle.ErrNotRunning) || errors.Is(err, fs.ErrNotExist) {
+						return
+					}
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					go l.Close()
+					l.Accept()
+				}
+			})
+		}
+		if err := c.Kill(t.Context()); err != nil {
+			t.Error(err)
+		}
+		makers.Wait()
+	}
+	testutil.Settled(t, before)
 }
 
 // TestListenNamespace looks at an interface of the host's whose other end is in the container: it goes with the container's
@@ -629,7 +689,7 @@ func TestListenThreads(t *testing.T) {
 		}
 	})
 	rounds := 30
-	if testing.Short() {
+	if testutil.Short() {
 		rounds = 8
 	}
 	for i := range 16 {
