@@ -188,6 +188,9 @@ func (c *Container) launch(ctx context.Context, st *containerState) (_ *run, err
 		}
 		group = e.beginGroup(st, spec)
 	}
+	if net != nil && hasNamespace(spec, specs.UserNamespace) {
+		return nil, &UnsupportedError{Feature: "a network for a container with a user namespace of its own, which has to own the network namespace", Fix: "connect it to \"none\" or \"host\""}
+	}
 	join, err := group.join()
 	if err != nil {
 		return nil, err
