@@ -324,6 +324,7 @@ func (e *Engine) endpointOver(ep *endpointState) bool {
 // endEndpoint notes that the container has ended: its names lead nowhere from now on.
 func (e *Engine) endEndpoint(networkID string, ep *endpointState) error {
 	e.removeNames(networkID, ep)
+	e.removeFollower(networkID, ep)
 	file := filepath.Join(e.endpointsDir(networkID), ep.ID)
 	if err := os.Rename(file, file+overSuffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -335,13 +336,14 @@ func (e *Engine) endEndpoint(networkID string, ep *endpointState) error {
 // freeEndpoint frees what the endpoint has: names, addresses and, last, its record.
 func (e *Engine) freeEndpoint(networkID string, ep *endpointState) error {
 	e.removeNames(networkID, ep)
+	e.removeFollower(networkID, ep)
 	for _, p := range ep.Endpoint.Addresses {
 		if err := e.freeAddress(networkID, p.Addr().String(), ep.ID); err != nil {
 			return err
 		}
 	}
 	crashpoint.At("network: addresses freed")
-	for _, suffix := range []string{"", overSuffix} {
+	for _, suffix := range []string{".new", "", overSuffix} {
 		if err := os.Remove(filepath.Join(e.endpointsDir(networkID), ep.ID+suffix)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
@@ -361,7 +363,7 @@ func (e *Engine) freeAddress(networkID, addr, endpointID string) error {
 }
 
 // sweepEndpoints frees the endpoints of a network whose programs were killed, and those that wait for the kernel. It
-// returns how many there are left.
+// returns how many there are left. The network is locked: nobody begins an endpoint meanwhile.
 func (e *Engine) sweepEndpoints(ctx context.Context, st *networkState) (left int, err error) {
 	endpoints, err := e.endpoints(st.ID)
 	if err != nil {
@@ -376,6 +378,18 @@ func (e *Engine) sweepEndpoints(ctx context.Context, st *networkState) (left int
 		}
 		if err := e.reclaim(ctx, st, ep); err != nil {
 			return left, err
+		}
+	}
+	files, err := os.ReadDir(e.endpointsDir(st.ID))
+	if err != nil {
+		return left, err
+	}
+	for _, f := range files {
+		// Of who was killed while he wrote it.
+		if id, torn := strings.CutSuffix(f.Name(), ".new"); torn && !slices.ContainsFunc(endpoints, func(ep *endpointState) bool { return ep.ID == id }) {
+			if err := os.Remove(filepath.Join(e.endpointsDir(st.ID), f.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return left, err
+			}
 		}
 	}
 	// Taken after the record was noted, but before the addresses were.

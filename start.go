@@ -385,7 +385,6 @@ func (c *Container) monitor(r *run) {
 	}
 	removed := make(chan error, 1)
 	go func() { removed <- r.group.Remove(ctx) }()
-	r.net.end()
 	r.streamErr = r.streams.end()
 
 	st.Status, st.Finished, st.PID, st.Exit = StatusExited, time.Now(), 0, &r.exit
@@ -400,6 +399,7 @@ func (c *Container) monitor(r *run) {
 	named := *st
 	named.Name = c.Name() // it may have been renamed meanwhile
 	c.eng.emitDied(&named)
+	r.net.end()
 	close(r.ended)
 
 	errs = append(errs, <-removed)
