@@ -295,7 +295,7 @@ func (e *Engine) endpoints(networkID string) ([]*endpointState, error) {
 			continue
 		}
 		ep, err := e.readEndpoint(networkID, id)
-		if errors.Is(err, fs.ErrNotExist) {
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, statefile.ErrTorn) { // by a power failure, which nobody who is connected has seen
 			continue
 		}
 		if err != nil {
@@ -369,9 +369,7 @@ func (e *Engine) sweepEndpoints(ctx context.Context, st *networkState) (left int
 	if err != nil {
 		return 0, err
 	}
-	known := make(map[string]bool)
 	for _, ep := range endpoints {
-		known[ep.ID] = true
 		if !e.endpointOver(ep) || e.ownerAlive(ep.Owner) {
 			left++
 			continue
@@ -380,35 +378,59 @@ func (e *Engine) sweepEndpoints(ctx context.Context, st *networkState) (left int
 			return left, err
 		}
 	}
-	files, err := os.ReadDir(e.endpointsDir(st.ID))
+	return left, e.sweepOrphanedEndpoints(st.ID)
+}
+
+// sweepOrphanedEndpoints removes what belongs to no endpoint: of a program that was killed while it wrote a record, or before
+// that freed what was noted nowhere else, and what a power failure has torn. The network is locked.
+func (e *Engine) sweepOrphanedEndpoints(networkID string) error {
+	dir := e.networkDir(networkID)
+	endpoints, err := e.endpoints(networkID)
 	if err != nil {
-		return left, err
+		return err
 	}
-	for _, f := range files {
-		// Of who was killed while he wrote it.
-		if id, torn := strings.CutSuffix(f.Name(), ".new"); torn && !slices.ContainsFunc(endpoints, func(ep *endpointState) bool { return ep.ID == id }) {
-			if err := os.Remove(filepath.Join(e.endpointsDir(st.ID), f.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				return left, err
+	orphan := func(id string) bool {
+		return !slices.ContainsFunc(endpoints, func(ep *endpointState) bool { return ep.ID == id })
+	}
+	remove := func(path string) error {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		return nil
+	}
+	each := func(dir string, do func(path string) error) error {
+		entries, err := os.ReadDir(dir)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		for _, entry := range entries {
+			if err := do(filepath.Join(dir, entry.Name())); err != nil {
+				return err
 			}
 		}
+		return nil
 	}
-	// Taken after the record was noted, but before the addresses were.
-	entries, err := os.ReadDir(filepath.Join(e.networkDir(st.ID), "addresses"))
-	if err != nil {
-		return left, err
-	}
-	for _, entry := range entries {
-		id, err := os.Readlink(filepath.Join(e.networkDir(st.ID), "addresses", entry.Name()))
-		if err != nil || known[id] && !slices.ContainsFunc(endpoints, func(ep *endpointState) bool { return ep.ID == id && e.endpointOver(ep) && !e.ownerAlive(ep.Owner) }) {
-			continue
+	byName := func(path string) error {
+		if id, _, _ := strings.Cut(filepath.Base(path), "."); orphan(id) {
+			return remove(path)
 		}
-		if _, err := e.readEndpoint(st.ID, id); errors.Is(err, fs.ErrNotExist) {
-			if err := e.freeAddress(st.ID, entry.Name(), id); err != nil {
-				return left, err
+		return nil
+	}
+	return errors.Join(
+		each(e.endpointsDir(networkID), byName),
+		each(filepath.Join(dir, "followers"), byName),
+		each(filepath.Join(dir, "addresses"), func(path string) error {
+			if id, err := os.Readlink(path); err == nil && orphan(id) {
+				return remove(path)
 			}
-		}
-	}
-	return left, nil
+			return nil
+		}),
+		each(filepath.Join(dir, "names"), func(name string) error {
+			err := each(name, byName)
+			os.Remove(name) // fails while somebody has it
+			return err
+		}),
+	)
 }
 
 // reclaim frees the endpoint of a container that is gone, with what the driver has of it, when the kernel has removed its

@@ -358,7 +358,7 @@ func (e *Engine) awaitFree(ctx context.Context, st *networkState) error {
 		}
 		for _, ep := range endpoints {
 			if !linkExists(ep.Endpoint.HostInterface) && !e.ownerAlive(ep.Owner) {
-				if err := e.freeEndpoint(st.ID, ep); err != nil {
+				if err := e.reclaim(ctx, st, ep); err != nil {
 					return err
 				}
 			}
@@ -492,7 +492,7 @@ func (e *Engine) addNetwork(st *networkState) (err error) {
 		}
 		return errors.Join(err, os.RemoveAll(e.networkDir(st.ID)))
 	}
-	return nil
+	return errors.Join(syncDirectory(e.networksDir()), syncDirectory(e.networkNamesDir()))
 }
 
 // removeNetwork removes the files of a network that nobody is connected to. It is locked.
