@@ -1,6 +1,7 @@
 package netdrv
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"log/slog"
@@ -317,8 +318,8 @@ func (r *filterRule) parseExpression(b []byte) {
 			r.oifname = "?" // the comparison that follows says which
 		}
 	case "cmp":
-		r.bare = false
-		if v := nested(nested(data, unix.NFTA_CMP_DATA), unix.NFTA_DATA_VALUE); r.oifname == "?" && len(v) == 16 && be32(nested(data, unix.NFTA_CMP_OP)) == unix.NFT_CMP_EQ {
+		r.bare = false // a name without its zero is the beginning of names
+		if v := nested(nested(data, unix.NFTA_CMP_DATA), unix.NFTA_DATA_VALUE); r.oifname == "?" && bytes.HasSuffix(v, []byte{0}) && be32(nested(data, unix.NFTA_CMP_OP)) == unix.NFT_CMP_EQ {
 			r.oifname = cString(v)
 		}
 	default:

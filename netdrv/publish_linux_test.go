@@ -274,6 +274,9 @@ func BenchmarkPublish(b *testing.B) {
 						}
 					}
 					b.StopTimer()
+					if have := len(ports(b)); have != n {
+						b.Fatalf("%d ports are published, want %d", have, n)
+					}
 					var all []Port
 					for i := range n {
 						all = append(all, one(i)...)
