@@ -63,13 +63,14 @@ func (d *bridgeDriver) Connect(ctx context.Context, n *Network, ep *Endpoint, ns
 			return nil
 		}
 	}
-	undo := context.WithoutCancel(ctx)
 	if made {
 		if _, gone := d.route.removeLink(ep.HostInterface); gone != nil {
 			err = errors.Join(err, kernelError("remove again", ep.HostInterface, gone))
 		}
+	} else if _, there := d.route.link(ep.HostInterface); there == nil && errors.Is(err, unix.EEXIST) {
+		return err // the endpoint is connected: the guard stays as long as what it guards
 	}
-	if forgotten := d.firewall.forgetSources(undo, n, []*Endpoint{ep}); forgotten != nil {
+	if forgotten := d.firewall.forgetSources(context.WithoutCancel(ctx), n, []*Endpoint{ep}); forgotten != nil {
 		err = errors.Join(err, forgotten)
 	}
 	return err

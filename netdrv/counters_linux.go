@@ -1,8 +1,13 @@
 package netdrv
 
+import (
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
 // counters are those of an interface, as it sees them.
 func (c *conn) counters(name string) (Counters, error) {
-	link, err := c.link(name)
+	link, err := c.linkBy(0, attr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
 	if err != nil {
 		return Counters{}, kernelError("count what went through", name, err)
 	}

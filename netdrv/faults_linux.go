@@ -51,7 +51,6 @@ func (c *conn) setFaults(name string, f Faults) error {
 		}
 		return nil
 	}
-	m.Handle = netlink.MakeHandle(0xc0c, 0)
 	kind, options := "netem", netem(f, link.Attrs().MTU)
 	err = c.do(faultRequest(m, kind, options))
 	if noQdisc(err) && f.Loss == 0 && f.Latency == 0 {
@@ -60,7 +59,7 @@ func (c *conn) setFaults(name string, f Faults) error {
 	}
 	switch {
 	case noQdisc(err) && kind == "netem":
-		return &UnsupportedError{Feature: "loss and latency", Kernel: "CONFIG_NET_SCH_NETEM", Fix: "load the module sch_netem", Err: err}
+		return &UnsupportedError{Feature: "loss or latency", Kernel: "CONFIG_NET_SCH_NETEM", Fix: "load the module sch_netem", Err: err}
 	case noQdisc(err):
 		return &UnsupportedError{Feature: "a limited rate", Kernel: "CONFIG_NET_SCH_NETEM or CONFIG_NET_SCH_TBF", Fix: "load the module sch_tbf", Err: err}
 	case err != nil:

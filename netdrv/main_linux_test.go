@@ -6,22 +6,26 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
-	"strings"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/coracle-dev/coracle/internal/testutil"
 )
 
+// sleeperEnv makes the test binary a process that waits for the end of its input.
+const sleeperEnv = "CORACLE_NETDRV_SLEEPER"
+
 func TestMain(m *testing.M) {
+	if os.Getenv(sleeperEnv) != "" {
+		io.Copy(io.Discard, os.Stdin)
+		return
+	}
 	code := testutil.LeakCheck(m)
 	if left := leftovers(); len(left) > 0 {
 		fmt.Fprintln(os.Stderr, "left behind:", left)
@@ -177,7 +181,7 @@ func reach(from, to *Namespace, address netip.Addr, message string) (seen netip.
 	}()
 	err = from.Do(func() error {
 		begun := time.Now()
-		c, err := net.DialTimeout("tcp", l.Addr().String(), 2*time.Second)
+		c, err := net.DialTimeout("tcp", l.Addr().String(), 10*time.Second)
 		if err != nil {
 			return err
 		}
@@ -205,6 +209,25 @@ func reach(from, to *Namespace, address netip.Addr, message string) (seen netip.
 		return nil
 	})
 	return seen, took, err
+}
+
+// unreachable checks that one namespace does not reach an address of another.
+func unreachable(t testing.TB, from, to *Namespace, address netip.Addr) {
+	t.Helper()
+	check(t, to.Do(func() error {
+		l, err := net.Listen("tcp", netip.AddrPortFrom(address, 0).String())
+		if err != nil {
+			return err
+		}
+		defer l.Close()
+		return from.Do(func() error {
+			if c, err := net.DialTimeout("tcp", l.Addr().String(), 300*time.Millisecond); err == nil {
+				c.Close()
+				t.Errorf("%v is reached", address)
+			}
+			return nil
+		})
+	}))
 }
 
 // eventually waits until a condition holds.
@@ -237,13 +260,3 @@ func sysctl(t testing.TB, ns *Namespace, name string) string {
 	check(t, err)
 	return v
 }
-
-// threads is how many there are.
-func threads() int {
-	tasks, _ := os.ReadDir("/proc/self/task")
-	return len(tasks)
-}
-
-var _ = runtime.NumCPU
-var _ = strings.Join
-var _ = unix.EPERM

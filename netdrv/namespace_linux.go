@@ -22,30 +22,32 @@ type Namespace struct {
 // NewNamespace makes a network namespace, with its loopback interface up and nothing else.
 func NewNamespace() (*Namespace, error) {
 	ns := &Namespace{}
-	err := inside(func() error {
-		switch err := unix.Unshare(unix.CLONE_NEWNET); {
-		case errors.Is(err, unix.EPERM):
-			return &Error{Op: "make a network namespace", Err: os.NewSyscallError("unshare", err), Fix: "run as root, or with CAP_SYS_ADMIN"}
-		case errors.Is(err, unix.ENOSPC):
-			return &Error{Op: "make a network namespace", Err: os.NewSyscallError("unshare", err), Fix: "raise the sysctl user.max_net_namespaces"}
-		case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOSYS):
-			return &UnsupportedError{Feature: "a network namespace", Kernel: "CONFIG_NET_NS", Err: os.NewSyscallError("unshare", err)}
-		case err != nil:
-			return &Error{Op: "make a network namespace", Err: os.NewSyscallError("unshare", err)}
-		}
-		if err := ns.openHere(); err != nil {
-			return err
-		}
-		if err := ns.route.do(request(unix.RTM_NEWLINK, 0, ifinfo(1, unix.IFF_UP))); err != nil { // lo is always the first
-			return kernelError("switch on", "lo", err)
-		}
-		return nil
-	})
-	if err != nil {
+	if err := inside(func() error { return makeNamespace(ns) }); err != nil {
 		ns.Close()
 		return nil, err
 	}
 	return ns, nil
+}
+
+// makeNamespace makes one for the calling thread, which must be a doomed one.
+func makeNamespace(ns *Namespace) error {
+	switch err := os.NewSyscallError("unshare", unix.Unshare(unix.CLONE_NEWNET)); {
+	case errors.Is(err, unix.EPERM):
+		return &Error{Op: "make a network namespace", Err: err, Fix: "run as root, or with CAP_SYS_ADMIN"}
+	case errors.Is(err, unix.ENOSPC):
+		return &Error{Op: "make a network namespace", Err: err, Fix: "raise the sysctl user.max_net_namespaces"}
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOSYS):
+		return &UnsupportedError{Feature: "a network namespace", Kernel: "CONFIG_NET_NS", Err: err}
+	case err != nil:
+		return &Error{Op: "make a network namespace", Err: err}
+	}
+	if err := ns.openHere(); err != nil {
+		return err
+	}
+	if err := ns.route.do(request(unix.RTM_NEWLINK, 0, ifinfo(1, unix.IFF_UP))); err != nil { // lo is always the first
+		return kernelError("switch on", "lo", err)
+	}
+	return nil
 }
 
 // OpenNamespace holds a namespace that exists: f is /proc/PID/ns/net of a process in it, or a pidfd of one. The caller
@@ -126,10 +128,10 @@ func descriptor(f *os.File, use func(fd uintptr) error) error {
 		return err
 	}
 	var failed error
-	if err = raw.Control(func(fd uintptr) { failed = use(fd) }); err == nil {
-		err = failed
+	if raw.Control(func(fd uintptr) { failed = use(fd) }) != nil {
+		return os.ErrClosed // no other reason is known
 	}
-	return err
+	return failed
 }
 
 // inside calls f on a thread that runs nothing else before f returns and nothing at all after, and waits for it: f may move

@@ -16,13 +16,15 @@ import (
 
 // A conn is a socket of NETLINK_ROUTE. It belongs to the namespace of the thread that made it, whoever uses it. Of the library's
 // handle it differs in three things: several requests go in one system call, the kernel's words are in the errors, and the
-// buffer for answers is made once, not for each request (64 KiB).
+// buffers for answers are used again.
 type conn struct {
 	mu  sync.Mutex
 	fd  int // -1: closed
 	seq uint32
-	buf []byte
 }
+
+// answerBuffers are of a size that no answer exceeds: the kernel sends lists in parts of 32 KiB at most.
+var answerBuffers = sync.Pool{New: func() any { return new([64 << 10]byte) }}
 
 // dial makes a socket in the calling thread's namespace.
 func dial() (*conn, error) {
@@ -39,7 +41,7 @@ func dial() (*conn, error) {
 	for _, option := range []int{unix.NETLINK_EXT_ACK, unix.NETLINK_CAP_ACK, unix.NETLINK_GET_STRICT_CHK} {
 		_ = unix.SetsockoptInt(fd, unix.SOL_NETLINK, option, 1)
 	}
-	return &conn{fd: fd, buf: make([]byte, 64<<10)}, nil
+	return &conn{fd: fd}, nil
 }
 
 func (c *conn) Close() {
@@ -114,16 +116,18 @@ func (c *conn) exchange(requests ...*nl.NetlinkRequest) (answers [][]byte, err e
 			return nil, os.NewSyscallError("sendto", sendErr)
 		}
 	}
+	buffer := answerBuffers.Get().(*[64 << 10]byte)
+	defer answerBuffers.Put(buffer)
 	interrupted := false
 	for left := len(requests); left > 0; {
-		n, _, recvErr := unix.Recvfrom(c.fd, c.buf, 0)
+		n, _, recvErr := unix.Recvfrom(c.fd, buffer[:], 0)
 		if recvErr == unix.EINTR {
 			continue
 		}
 		if recvErr != nil {
 			return nil, os.NewSyscallError("recvfrom", recvErr)
 		}
-		for b := c.buf[:n]; len(b) >= unix.SizeofNlMsghdr; {
+		for b := buffer[:n]; len(b) >= unix.SizeofNlMsghdr; {
 			length := int(binary.NativeEndian.Uint32(b))
 			kind, flags, seq := binary.NativeEndian.Uint16(b[4:]), binary.NativeEndian.Uint16(b[6:]), binary.NativeEndian.Uint32(b[8:])
 			if length < unix.SizeofNlMsghdr || length > len(b) {
@@ -196,9 +200,17 @@ func ifinfo(index int, flags uint32) *nl.IfInfomsg {
 	return m
 }
 
+// skipStats is RTEXT_FILTER_SKIP_STATS: half of what there is to say of an interface is how many packets it has seen.
+const skipStats = 1 << 3
+
 // link finds an interface by name. An error for one that does not exist matches unix.ENODEV.
 func (c *conn) link(name string) (netlink.Link, error) {
-	b, err := c.get(request(unix.RTM_GETLINK, 0, ifinfo(0, 0), attr(unix.IFLA_IFNAME, nl.ZeroTerminated(name))))
+	return c.linkBy(0, attr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)), attr(unix.IFLA_EXT_MASK, nl.Uint32Attr(skipStats)))
+}
+
+// linkBy finds an interface by its number, or by attributes where that is 0.
+func (c *conn) linkBy(index int, by ...nl.NetlinkRequestData) (netlink.Link, error) {
+	b, err := c.get(request(unix.RTM_GETLINK, 0, append([]nl.NetlinkRequestData{ifinfo(index, 0)}, by...)...))
 	if err != nil {
 		return nil, err
 	}
@@ -207,7 +219,7 @@ func (c *conn) link(name string) (netlink.Link, error) {
 
 // links lists interfaces of a kind ("": all), and if master is not 0 its ports only.
 func (c *conn) links(kind string, master int) ([]netlink.Link, error) {
-	data := []nl.NetlinkRequestData{ifinfo(0, 0)}
+	data := []nl.NetlinkRequestData{ifinfo(0, 0), attr(unix.IFLA_EXT_MASK, nl.Uint32Attr(skipStats))}
 	if master != 0 {
 		data = append(data, attr(unix.IFLA_MASTER, nl.Uint32Attr(uint32(master))))
 	}
