@@ -140,6 +140,7 @@ const docsTail = `
 // TestListing: what the kernel lists is what was sent, with a reason for each object.
 func TestListing(t *testing.T) {
 	onHost(t, func(host *Namespace) {
+		writeHost(t, "ipv4/ip_forward", "0") // a new namespace has what the machine has
 		n := docNetwork()
 		n.Root = t.TempDir()
 		d := up(t, n)
@@ -177,7 +178,9 @@ func TestListing(t *testing.T) {
 			}
 			sorted := func(os []FirewallObject) []FirewallObject { // the kernel lists sets in an order of its own
 				slices.SortStableFunc(os, func(a, b FirewallObject) int {
-					rank := func(o FirewallObject) int { return slices.Index([]string{"table", "set", "map", "chain", "rule"}, o.Kind) }
+					rank := func(o FirewallObject) int {
+						return slices.Index([]string{"table", "set", "map", "chain", "rule"}, o.Kind)
+					}
 					return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(a.Name, b.Name))
 				})
 				return os

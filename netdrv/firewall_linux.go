@@ -26,6 +26,11 @@ type nftFirewall struct {
 	route   *conn
 	foreign *foreignRules
 	close   sync.Once
+
+	removing sync.Mutex // held while a network's tables are removed, or made again
+	mu       sync.Mutex
+	made     map[string]*madeTables // by id of network
+	forward  *tableSpec             // as it was made or found last
 }
 
 func init() { openFirewall = openNFTFirewall }
@@ -35,12 +40,12 @@ func openNFTFirewall(config Config) (firewall, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	f := &nftFirewall{log: log}
+	f := &nftFirewall{log: log, made: map[string]*madeTables{}}
 	var err error
 	if f.nf, err = openNF(); err == nil {
 		if f.sysctls, err = openSysctls(); err == nil {
 			if f.route, err = dial(); err == nil {
-				f.foreign, err = watchForeign(log)
+				f.foreign, err = watchForeign(log, f.restoreTables)
 			}
 		}
 	}
@@ -192,6 +197,7 @@ func (f *nftFirewall) firewallUp(ctx context.Context, n *Network) error {
 		right = right && gone == nil
 	}
 	if right {
+		f.remember(n)
 		return nil
 	}
 	if err := f.learnLess(n); err != nil {
@@ -213,6 +219,9 @@ func (f *nftFirewall) firewallUp(ctx context.Context, n *Network) error {
 		}
 		return f.nf.batch(generation, messages...)
 	})
+	if err == nil {
+		f.remember(n)
+	}
 	return nfErr(op, err)
 }
 
@@ -246,6 +255,15 @@ func (f *nftFirewall) firewallDown(ctx context.Context, n *Network) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	f.removing.Lock()
+	defer f.removing.Unlock()
+	f.mu.Lock()
+	delete(f.made, n.ID)
+	f.mu.Unlock()
+	return f.removeTables(n)
+}
+
+func (f *nftFirewall) removeTables(n *Network) error {
 	var messages []nfMessage
 	for _, family := range []uint8{unix.NFPROTO_INET, unix.NFPROTO_BRIDGE} {
 		have, err := f.nf.table(family, tableName(n))

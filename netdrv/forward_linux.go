@@ -79,8 +79,28 @@ func (f *nftFirewall) forwardingUp(ctx context.Context, n *Network) error {
 		if err := f.switchOn(need); err != nil {
 			return err
 		}
+	} else if err := f.rememberForward(); err != nil {
+		return err
 	}
 	return f.foreign.need()
+}
+
+// rememberForward notes what is in the table, so that it can be made again.
+func (f *nftFirewall) rememberForward() error {
+	f.mu.Lock()
+	known := f.forward != nil
+	f.mu.Unlock()
+	if known {
+		return nil
+	}
+	table, err := f.nf.forwardTable()
+	if err != nil {
+		return nfErr("read the table "+forwardName, err)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.forward = table
+	return nil
 }
 
 const (
@@ -147,6 +167,9 @@ func (f *nftFirewall) switchOn(need byte) error {
 	if err != nil {
 		return nfErr("make the table "+forwardName, err)
 	}
+	f.mu.Lock()
+	f.forward = table
+	f.mu.Unlock()
 	err = f.writeForwarding(need, uplinks)
 	if err != nil && old == nil {
 		return errors.Join(err, nfErr("remove the table "+forwardName, f.nf.batch(0, table.remove()...)))
@@ -275,6 +298,9 @@ func (f *nftFirewall) noNetworks(n *Network) (bool, error) {
 }
 
 func (f *nftFirewall) switchOff(table *tableSpec) error {
+	f.mu.Lock()
+	f.forward = nil
+	f.mu.Unlock()
 	note := table.note[0]
 	for bit, setting := range map[byte]string{switched4: forwarding4, switched6: forwarding6} {
 		if note&bit == 0 {

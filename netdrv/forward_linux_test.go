@@ -29,6 +29,7 @@ func writeHost(t testing.TB, name, value string) {
 func TestForwardingStrangers(t *testing.T) {
 	onHost(t, func(host *Namespace) {
 		setBridgeNetfilter(t, true)
+		writeHost(t, "ipv4/ip_forward", "0") // a new namespace has what the machine has
 		one := newOutside(t, host)
 		two, later := namespace(t), namespace(t)
 		connectOutside(t, two, "up1", "198.51.100.1/24", "2001:db8:8::1/64", "198.51.100.2/24", "2001:db8:8::2/64")

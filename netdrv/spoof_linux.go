@@ -103,6 +103,9 @@ const sourcesBatch = 500
 // is one. What was said before stays.
 func (f *nftFirewall) guardSources(ctx context.Context, n *Network, eps []*Endpoint) error {
 	op := "guard the addresses of containers of network " + n.Name
+	if n.Options["spoofcheck"] != "off" {
+		f.remember(n, eps...)
+	}
 	return f.eachSources(ctx, n, eps, func(t *tableSpec, es []sourceElement) error {
 		messages := make([]nfMessage, len(es))
 		for i, e := range es {
@@ -122,6 +125,7 @@ func (f *nftFirewall) guardSources(ctx context.Context, n *Network, eps []*Endpo
 // forgetSources takes back what guardSources said. What is not there is no error.
 func (f *nftFirewall) forgetSources(ctx context.Context, n *Network, eps []*Endpoint) error {
 	op := "forget the addresses of containers of network " + n.Name
+	f.forget(n, eps)
 	return f.eachSources(ctx, n, eps, func(t *tableSpec, es []sourceElement) error {
 		messages := make([]nfMessage, len(es))
 		for i, e := range es {
