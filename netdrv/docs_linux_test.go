@@ -94,8 +94,8 @@ socket has ended, however it ended. Source addresses are kept. When a port is wi
 through it, so that they do not reach the next container that has the address.
 
 With br_netfilter (` + "`net.bridge.bridge-nf-call-iptables=1`" + `) what a container sends to a published port of its own network is not
-routed but bridged to its end: to itself only where its port of the bridge is in hairpin mode, and between containers of an isolated
-network not at all.
+routed but bridged to its end. So ports of the bridge are in hairpin mode, but containers of an isolated network do not reach
+each other through published ports there.
 
 ` + "`::1`" + ` cannot be published so: the kernel does not route it elsewhere.
 `
@@ -134,7 +134,7 @@ const docsTail = `
 | containers reach nobody outside | ` + "`HostChanges`" + `; warnings in the log about a firewall that drops; ` + "`iptables -S FORWARD`" + ` |
 | a published port is not reached from the host at ::1 | it cannot be, see above |
 | a container cannot use an address that it gave itself | it is not the endpoint's: spoofcheck |
-| a container does not reach its own published port | br_netfilter, see above |
+| containers of an isolated network do not reach each other through published ports | br_netfilter, see above |
 `
 
 // TestListing: what the kernel lists is what was sent, with a reason for each object.

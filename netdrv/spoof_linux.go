@@ -18,6 +18,7 @@ func spoofTable(n *Network) *tableSpec {
 	t.set("macs", "hardware addresses by host's end", []nfType{typeIfname, typeEther}, nil)
 	t.set("sources4", "IPv4 addresses by host's end and hardware address", []nfType{typeIfname, typeEther, typeIP4}, nil)
 	t.set("sources6", "IPv6 addresses by host's end and hardware address", []nfType{typeIfname, typeEther, typeIP6}, nil)
+	t.set("loops", "host's ends, each with itself", []nfType{typeIfname, typeIfname}, nil)
 
 	pre := t.baseChain("prerouting", "filter", unix.NF_INET_PRE_ROUTING, -300, "frames, before the bridge sees them")
 	pre.rule("from a container of the network", in("ports", iifname), goTo("check"))
@@ -25,6 +26,10 @@ func spoofTable(n *Network) *tableSpec {
 	input := t.baseChain("input", "filter", unix.NF_INET_LOCAL_IN, -300, "frames to the host")
 	input.rule("what is meant for the next switch is not for the host (LACP, 802.1X); it passes prerouting by",
 		is(etherDest, linkLocal), in("ports", iifname), drop)
+
+	forward := t.baseChain("forward", "filter", unix.NF_INET_FORWARD, -300, "frames from port to port")
+	forward.rule("ports are in hairpin mode for published ports, not for broadcasts to come back",
+		is(etherDest, group), in("loops", iifname, oifname), drop)
 
 	check := t.chain("check", "what containers may send")
 	check.rule("ARP", is(etherType, etherARP), goTo("arp"))
@@ -76,6 +81,7 @@ func sources(ep *Endpoint) []sourceElement {
 	why := "container " + ep.ID[:min(len(ep.ID), 12)]
 	es := []sourceElement{
 		{"ports", nfElement{key: key(port), reason: why}},
+		{"loops", nfElement{key: key(port, port), reason: why}},
 		{"macs", nfElement{key: key(port, ep.MAC), reason: why}},
 		{"sources6", nfElement{key: key(port, ep.MAC, linkLocalOf(ep.MAC).AsSlice()), reason: why}},
 	}
