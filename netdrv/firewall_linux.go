@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"sync"
@@ -173,37 +174,33 @@ func networkTables(n *Network) ([]*tableSpec, error) {
 // firewallUp makes the tables of a network where they are not there, or not as they have to be: in one batch, so that there is
 // no instant without them. What they have about endpoints stays.
 func (f *nftFirewall) firewallUp(ctx context.Context, n *Network) error {
-	tables, err := networkTables(n)
-	if err != nil {
+	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if err := ctx.Err(); err != nil {
+	want, err := f.hashes(n)
+	if err != nil {
 		return err
 	}
 	op := "make the tables of network " + n.Name
 	right := true
-	for _, t := range tables {
-		have, err := f.nf.tableHash(t.family, t.name)
+	for family, hash := range want { // nil: there must be none
+		have, err := f.nf.tableHash(family, tableName(n))
 		if err != nil {
 			return nfErr(op, err)
 		}
-		right = right && bytes.Equal(have, t.hash())
-	}
-	if len(tables) == 1 { // not to be checked any more
-		gone, err := f.nf.tableHash(unix.NFPROTO_BRIDGE, tableName(n))
-		if err != nil {
-			return nfErr(op, err)
-		}
-		right = right && gone == nil
+		right = right && bytes.Equal(have, hash) && (have == nil) == (hash == nil)
 	}
 	if right {
-		f.remember(n)
 		return nil
 	}
 	if err := f.learnLess(n); err != nil {
 		return err
 	}
-	err = f.nf.retry(func(generation uint32) error {
+	return nfErr(op, f.nf.retry(func(generation uint32) error {
+		tables, err := networkTables(n)
+		if err != nil {
+			return err
+		}
 		messages := (&tableSpec{family: unix.NFPROTO_BRIDGE, name: tableName(n)}).remove()
 		for _, t := range tables {
 			for _, s := range t.sets { // bridge only
@@ -218,11 +215,27 @@ func (f *nftFirewall) firewallUp(ctx context.Context, n *Network) error {
 			messages = append(messages, ms...)
 		}
 		return f.nf.batch(generation, messages...)
-	})
-	if err == nil {
-		f.remember(n)
+	}))
+}
+
+// hashes are those that the tables of a network have to have, by family, and nil for one that must not be. The network is
+// remembered: to tell what its tables are like takes longer than to ask whether they are there.
+func (f *nftFirewall) hashes(n *Network) (map[uint8][]byte, error) {
+	made := f.remember(n)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	key := fmt.Sprintf("%q %v %t %t %q", n.Name, n.Subnets, n.Internal, n.Isolated, n.Options["spoofcheck"])
+	if made.hashes == nil || made.key != key {
+		tables, err := networkTables(n)
+		if err != nil {
+			return nil, err
+		}
+		made.key, made.hashes = key, map[uint8][]byte{unix.NFPROTO_INET: nil, unix.NFPROTO_BRIDGE: nil}
+		for _, t := range tables {
+			made.hashes[t.family] = t.hash()
+		}
 	}
-	return nfErr(op, err)
+	return made.hashes, nil
 }
 
 // iflaBridgeOptions is IFLA_BR_MULTI_BOOLOPT of linux/if_link.h, since 5.0: the bits to set and those that are meant. The bit is

@@ -17,10 +17,12 @@ import (
 type madeTables struct {
 	network   Network
 	endpoints map[string]*Endpoint // by host's end
+	key       string               // says for what the hashes are
+	hashes    map[uint8][]byte     // of the tables, by family
 }
 
 // remember notes that a network has its tables, and endpoints their elements.
-func (f *nftFirewall) remember(n *Network, eps ...*Endpoint) {
+func (f *nftFirewall) remember(n *Network, eps ...*Endpoint) *madeTables {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	m := f.made[n.ID]
@@ -32,6 +34,7 @@ func (f *nftFirewall) remember(n *Network, eps ...*Endpoint) {
 	for _, ep := range eps {
 		m.endpoints[ep.HostInterface] = ep
 	}
+	return m
 }
 
 // forget notes that endpoints have no elements any more.
