@@ -301,7 +301,7 @@ func nfErr(op string, err error) error {
 			Kernel: "CONFIG_NF_TABLES with CONFIG_NF_TABLES_INET and CONFIG_NF_TABLES_BRIDGE", Fix: "load the module nf_tables"}
 	case errors.As(err, &failed) && failed.Errno == unix.ENOENT && len(failed.What) > 9 && failed.What[:9] == "the rule ":
 		return &UnsupportedError{Feature: "a firewall (" + failed.What + ")", Err: failed.Errno,
-			Kernel: "CONFIG_NFT_CT, _FIB_INET, _NAT, _MASQ", Fix: "load the modules nft_ct, nft_fib_inet, nft_nat and nft_masq"}
+			Kernel: "CONFIG_NFT_CT, _FIB_INET, _NAT, _MASQ", Fix: "load the modules nft_ct, nft_fib_inet, nft_nat, nft_masq and, where it is one, nft_meta_bridge"}
 	}
 	return kernelError(op, "", err)
 }

@@ -162,6 +162,7 @@ func iptables(t testing.TB, program string, lines ...string) string {
 func requireIptables(t testing.TB) {
 	t.Helper()
 	testutil.RequireRoot(t)
+	testutil.NotInVM(t, "iptables")
 	if out, err := exec.Command("iptables", "--version").CombinedOutput(); err != nil || !strings.Contains(string(out), "nf_tables") {
 		testutil.Skip(t, "needs iptables-nft: apt-get install iptables")
 	}
