@@ -182,13 +182,14 @@ func (f *nftFirewall) firewallUp(ctx context.Context, n *Network) error {
 		return err
 	}
 	op := "make the tables of network " + n.Name
-	right := true
+	right, unguarded := true, false
 	for family, hash := range want { // nil: there must be none
 		have, err := f.nf.tableHash(family, tableName(n))
 		if err != nil {
 			return nfErr(op, err)
 		}
 		right = right && bytes.Equal(have, hash) && (have == nil) == (hash == nil)
+		unguarded = unguarded || family == unix.NFPROTO_BRIDGE && have == nil && hash != nil
 	}
 	if right {
 		return nil
@@ -196,7 +197,7 @@ func (f *nftFirewall) firewallUp(ctx context.Context, n *Network) error {
 	if err := f.learnLess(n); err != nil {
 		return err
 	}
-	return nfErr(op, f.nf.retry(func(generation uint32) error {
+	err = f.nf.retry(func(generation uint32) error {
 		tables, err := networkTables(n)
 		if err != nil {
 			return err
@@ -215,7 +216,11 @@ func (f *nftFirewall) firewallUp(ctx context.Context, n *Network) error {
 			messages = append(messages, ms...)
 		}
 		return f.nf.batch(generation, messages...)
-	}))
+	})
+	if eps := f.endpoints(n); err == nil && unguarded && len(eps) > 0 {
+		return f.addSources(ctx, n, eps)
+	}
+	return nfErr(op, err)
 }
 
 // hashes are those that the tables of a network have to have, by family, and nil for one that must not be. The network is

@@ -1,7 +1,9 @@
 package netdrv
 
 import (
+	"bytes"
 	"context"
+	"log/slog"
 	"os"
 	"os/exec"
 	"slices"
@@ -9,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/coracle-dev/coracle/internal/testutil"
 )
@@ -258,6 +261,32 @@ func TestForeignForwardDrop(t *testing.T) {
 			if got := iptables(t, program, "-S"); strings.Contains(got, "coracle") {
 				t.Errorf("left by the last Down:\n%s", got)
 			}
+		}
+	})
+}
+
+// TestForeignReport: what we cannot or may not change is said, once.
+func TestForeignReport(t *testing.T) {
+	onHost(t, func(host *Namespace) {
+		nf, err := openNF()
+		check(t, err)
+		defer nf.Close()
+		ms, err := (&tableSpec{family: unix.NFPROTO_INET, name: "firewalld", chains: []*chainSpec{
+			{name: "filter_FORWARD", kind: "filter", hook: unix.NF_INET_FORWARD, priority: 10}}}).create()
+		check(t, err)
+		ms[1].attrs.u32(unix.NFTA_CHAIN_POLICY, 0) // the last one counts
+		check(t, nf.batch(0, ms...))
+		var log bytes.Buffer
+		f, err := openFirewall(Config{Logger: slog.New(slog.NewTextHandler(&log, nil))})
+		check(t, err)
+		defer f.Close()
+		n := dual(t, 1)
+		for range 3 {
+			f.(*nftFirewall).foreign.present.Store(false)
+			check(t, f.forwardingUp(background, n))
+		}
+		if n := strings.Count(log.String(), "inet firewalld"); n != 1 {
+			t.Errorf("the chain that drops is told of %d times:\n%s", n, log.String())
 		}
 	})
 }

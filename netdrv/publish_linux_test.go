@@ -252,6 +252,37 @@ func TestPublisherChild(t *testing.T) {
 	time.Sleep(time.Minute) // until it is killed
 }
 
+// TestPublisherTogether: many goroutines publish, withdraw and flush.
+func TestPublisherTogether(t *testing.T) {
+	onHost(t, func(host *Namespace) {
+		p := publisher(t, "together")
+		errs := make(chan error)
+		for g := range 8 {
+			go func() {
+				var all error
+				for i := range 40 {
+					some, err := port([]string{"tcp", "udp"}[i%2], "", uint16(1000*(g+1)), "10.0.0.2", uint16(i+1)).Range(20)
+					all = errors.Join(all, err, p.Publish(background, some))
+					if i < 38 { // what is published again with another value was withdrawn before
+						p.Withdraw(some)
+					}
+					if i%10 == g {
+						all = errors.Join(all, p.Flush(background))
+					}
+				}
+				errs <- all
+			}()
+		}
+		for range 8 {
+			check(t, <-errs)
+		}
+		check(t, p.Flush(background))
+		if have := ports(t); len(have) != 8*20*2 || !strings.HasSuffix(have[0], ": 10.0.0.2 . 39") {
+			t.Errorf("%d ports are published, the first %s", len(have), have[0])
+		}
+	})
+}
+
 // BenchmarkPublish publishes, among n, the first ports and the last: an element of a map costs the same.
 func BenchmarkPublish(b *testing.B) {
 	for _, n := range []int{1000, 10000} {

@@ -37,6 +37,16 @@ func (f *nftFirewall) remember(n *Network, eps ...*Endpoint) *madeTables {
 	return m
 }
 
+// endpoints are those remembered of a network.
+func (f *nftFirewall) endpoints(n *Network) []*Endpoint {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if m := f.made[n.ID]; m != nil {
+		return slices.Collect(maps.Values(m.endpoints))
+	}
+	return nil
+}
+
 // forget notes that endpoints have no elements any more.
 func (f *nftFirewall) forget(n *Network, eps []*Endpoint) {
 	f.mu.Lock()
@@ -75,7 +85,7 @@ func (f *nftFirewall) restoreNetwork(id string) (restored bool, err error) {
 		f.mu.Unlock()
 		return false, nil
 	}
-	n, eps := m.network, slices.Collect(maps.Values(m.endpoints))
+	n := m.network
 	f.mu.Unlock()
 	gone := func() bool { _, err := f.route.link(n.Interface()); return errors.Is(err, unix.ENODEV) }
 	have, err := f.nf.table(unix.NFPROTO_INET, tableName(&n))
@@ -83,9 +93,6 @@ func (f *nftFirewall) restoreNetwork(id string) (restored bool, err error) {
 		return false, err
 	}
 	if err := f.firewallUp(context.Background(), &n); err != nil {
-		return false, err
-	}
-	if err := f.guardSources(context.Background(), &n, eps); err != nil {
 		return false, err
 	}
 	if gone() {

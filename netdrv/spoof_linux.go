@@ -108,23 +108,24 @@ const sourcesBatch = 500
 // guardSources says which addresses endpoints may send from. Until then an interface is not checked, so it is done before there
 // is one. What was said before stays.
 func (f *nftFirewall) guardSources(ctx context.Context, n *Network, eps []*Endpoint) error {
-	op := "guard the addresses of containers of network " + n.Name
-	if n.Options["spoofcheck"] != "off" {
-		f.remember(n, eps...)
+	f.remember(n, eps...)
+	err := f.addSources(ctx, n, eps)
+	if errors.Is(err, unix.ENOENT) { // somebody removed the table
+		f.log.Warn("somebody removed the tables of a network", "network", n.Name)
+		if err = f.firewallUp(ctx, n); err == nil {
+			err = f.addSources(ctx, n, eps)
+		}
 	}
+	return err
+}
+
+func (f *nftFirewall) addSources(ctx context.Context, n *Network, eps []*Endpoint) error {
 	return f.eachSources(ctx, n, eps, func(t *tableSpec, es []sourceElement) error {
 		messages := make([]nfMessage, len(es))
 		for i, e := range es {
 			messages[i] = t.addElement(e.set, e.nfElement, 0, e.reason)
 		}
-		err := f.nf.batch(0, messages...)
-		if errors.Is(err, unix.ENOENT) { // somebody removed the table
-			f.log.Warn("somebody removed the tables of a network", "network", n.Name)
-			if err = f.firewallUp(ctx, n); err == nil {
-				err = f.nf.batch(0, messages...)
-			}
-		}
-		return nfErr(op, err)
+		return nfErr("guard the addresses of containers of network "+n.Name, f.nf.batch(0, messages...))
 	})
 }
 

@@ -325,6 +325,13 @@ func TestSpoofcheckOff(t *testing.T) {
 		if !to.sees(mark, 2*time.Second) {
 			t.Error("without the check a frame does not pass")
 		}
+		n.Options["spoofcheck"] = "on"
+		check(t, d.Up(background, n))
+		mark = []byte("from an address of nobody's, once more")
+		from.send(t, frame("02:00:00:00:00:03", "02:00:00:00:00:09", 0x800, ip4Packet("10.88.1.9", "10.88.1.3", 17, udpDatagram(5, 9, mark))))
+		if to.sees(mark, 50*time.Millisecond) {
+			t.Error("when the check is on again a container that was connected before is not checked")
+		}
 		n.Options["spoofcheck"] = "maybe"
 		if err := d.Up(background, n); err == nil {
 			t.Error("spoofcheck: maybe is no error")
