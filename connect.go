@@ -487,6 +487,9 @@ func (c *connected) free(ctx context.Context) { c.eng.freeConnections(ctx, c.lis
 // endEndpoints notes that a container has ended.
 func (e *Engine) endEndpoints(list []connection) {
 	for _, one := range list {
+		if one.state.over {
+			continue // somebody has done so
+		}
 		if err := e.endEndpoint(one.network.ID, one.state); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			e.log.Warn("note that a container has left a network", "container", one.state.ContainerName, "network", one.network.Name, "error", err)
 		}
