@@ -235,7 +235,7 @@ func (c *connected) attach(ctx context.Context, st *containerState, a Attachment
 	if _, err := e.nets.bringUp(ctx, e, nst.ID); err != nil {
 		return err
 	}
-	ep, nst, err := e.newEndpoint(ctx, nst.ID, st, a)
+	ep, nst, err := e.newEndpoint(ctx, nst.ID, st, "", a)
 	if err != nil {
 		return err
 	}
@@ -490,7 +490,6 @@ func (e *Engine) endEndpoints(list []connection) {
 		if err := e.endEndpoint(one.network.ID, one.state); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			e.log.Warn("note that a container has left a network", "container", one.state.ContainerName, "network", one.network.Name, "error", err)
 		}
-		e.removeFollower(one.network.ID, one.state)
 		e.refreshHosts(context.Background(), one.network.ID)
 		if one.state.Connected {
 			e.emitNetwork(one.network, ActionDisconnect, one.state.Container)

@@ -113,6 +113,9 @@ func (e *Engine) lockHost(ctx context.Context) (func(), error) {
 	}, nil
 }
 
+// errLinkStays says that an interface outlives its container.
+var errLinkStays = errors.New("the interface of a container that has ended is still there: another process has its network namespace")
+
 // upMark is networks/<id>/onhost: something of the network may be on the host.
 const upMark = "onhost"
 
@@ -131,7 +134,12 @@ func (n *networking) bringUp(ctx context.Context, e *Engine, id string) (*upNetw
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if u.state != nil {
-		return u, nil
+		if u.driver == nil || u.state.driver() != "bridge" || linkExists(u.net.Interface()) {
+			return u, nil
+		}
+		// Whoever was removing the network was killed, or somebody has removed the bridge.
+		u.state = nil
+		u.lock.Close()
 	}
 	return u, u.bring(ctx, e, id)
 }
@@ -251,10 +259,12 @@ func (n *networking) downIfUnused(ctx context.Context, e *Engine, id string) err
 		return err
 	}
 	defer lock.Close()
-	if free, err := filelock.TryLock(lock); err != nil || !free {
+	free, err := filelock.TryLock(lock)
+	if err != nil {
 		return err
 	}
-	if left, err := e.sweepEndpoints(ctx, st); err != nil || left > 0 {
+	// What died is freed though others have it up.
+	if left, err := e.sweepEndpoints(ctx, st); err != nil || left > 0 || !free {
 		return err
 	}
 	return n.down(ctx, e, st)
@@ -320,21 +330,18 @@ func (e *Engine) sweepNetworks(ctx context.Context) error {
 }
 
 func (e *Engine) sweepNetwork(ctx context.Context, st *networkState) error {
-	if _, err := os.Lstat(filepath.Join(e.networkDir(st.ID), upMark)); errors.Is(err, fs.ErrNotExist) {
-		_, err := e.sweepEndpoints(ctx, st)
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil // removed meanwhile
-		}
-		return err
+	if _, err := os.Lstat(filepath.Join(e.networkDir(st.ID), upMark)); !errors.Is(err, fs.ErrNotExist) {
+		return cmp.Or(err, e.nets.downIfUnused(ctx, e, st.ID))
 	}
-	if err := e.nets.downIfUnused(ctx, e, st.ID); err != nil {
-		return err
-	}
-	// Others have it up: what died is freed all the same.
-	_, err := e.sweepEndpoints(ctx, st)
+	st, unlock, err := e.lockNetwork(ctx, st.ID)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+		return nil // removed meanwhile
 	}
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	_, err = e.sweepEndpoints(ctx, st)
 	return err
 }
 
