@@ -134,10 +134,9 @@ func (e *Engine) plugLive(ctx context.Context, c *Container, st *containerState,
 		return nil, err
 	}
 	one := connection{nst, ep}
-	undo = func() { e.unplug(context.WithoutCancel(ctx), st, one, ns, record) }
 	defer func() {
 		if err != nil {
-			undo()
+			e.unplug(context.WithoutCancel(ctx), st, one, ns, record)
 		}
 	}()
 	if ep.Endpoint.Interface = a.Interface; ep.Endpoint.Interface == "" {
