@@ -140,6 +140,9 @@ func endpointNames(c *containerState, a Attachment) []string {
 
 // takeAddresses takes an address of each subnet.
 func (e *Engine) takeAddresses(ctx context.Context, st *networkState, ep *endpointState, a Attachment) error {
+	if err := st.checkWanted(a); err != nil {
+		return err
+	}
 	for _, s := range st.Subnets {
 		wanted := a.IPv4
 		if s.Prefix.Addr().Is6() {
@@ -157,6 +160,11 @@ func (e *Engine) takeAddresses(ctx context.Context, st *networkState, ep *endpoi
 		}
 		ep.Endpoint.Addresses = append(ep.Endpoint.Addresses, netip.PrefixFrom(addr, s.Prefix.Bits()))
 	}
+	return nil
+}
+
+// checkWanted looks whether the network has the addresses that are asked for.
+func (st *networkState) checkWanted(a Attachment) error {
 	for _, wanted := range []netip.Addr{a.IPv4, a.IPv6} {
 		if wanted.IsValid() && !slices.ContainsFunc(st.Subnets, func(s Subnet) bool { return s.Prefix.Contains(wanted) }) {
 			return fmt.Errorf("%w: the address %v is not in a subnet of the network %q", ErrInvalid, wanted, st.Name)

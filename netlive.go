@@ -41,6 +41,13 @@ func (e *Engine) connectLive(ctx context.Context, c *Container, networkID string
 	if mode, _ := st.Spec.networkMode(); mode != "" {
 		return fmt.Errorf("%w: the container %q has no network of its own, but %q", ErrInvalid, st.Name, st.Spec.Networks[0].Network)
 	}
+	nst, err := e.readNetwork(networkID) // else another one may have its name by now
+	if err != nil {
+		return err
+	}
+	if err := nst.checkWanted(a); err != nil {
+		return err
+	}
 	before := st.Spec.attachments()
 	if i, err := e.attachmentTo(before, networkID); err != nil || i >= 0 {
 		return cmp.Or(err, fmt.Errorf("the container %q is connected: %w", st.Name, fs.ErrExist))
