@@ -293,6 +293,17 @@ func (e *Engine) endpointRefs(id string) (endpointsRecord, error) {
 	return r, err
 }
 
+// hasWayOut reports whether a container is on a network that is not internal, at this moment: else nothing that it asks may
+// leave the host either (CVE-2024-29018).
+func (e *Engine) hasWayOut(id string) bool {
+	for _, n := range e.resolvable(id) {
+		if st, err := e.readNetwork(n.id); err == nil && !st.Spec.Internal {
+			return true
+		}
+	}
+	return false
+}
+
 // resolvable are the networks whose names a container can resolve, at this moment, whoever has connected it.
 func (e *Engine) resolvable(id string) []namedNetwork {
 	r, err := e.endpointRefs(id)
