@@ -545,42 +545,42 @@ const (
 func (s *ContainerSpec) validateNetworks() error {
 	mode, target := s.networkMode()
 	if mode != "" && len(s.Networks) > 1 {
-		return fmt.Errorf("Networks: %q stands for itself: name no other network", s.Networks[0].Network)
+		return fmt.Errorf("field Networks: %q stands for itself: name no other network", s.Networks[0].Network)
 	}
 	seen := make(map[string]bool)
 	for i, a := range s.Networks {
 		if m, _ := (&ContainerSpec{Networks: s.Networks[i : i+1]}).networkMode(); m != "" && i > 0 {
-			return fmt.Errorf("Networks[%d]: %q stands for itself: name no other network", i, a.Network)
+			return fmt.Errorf("field Networks[%d]: %q stands for itself: name no other network", i, a.Network)
 		}
 		switch {
 		case a.Network == "":
-			return fmt.Errorf("Networks[%d]: no network is named", i)
+			return fmt.Errorf("field Networks[%d]: no network is named", i)
 		case seen[a.Network]:
-			return fmt.Errorf("Networks[%d]: %q comes twice", i, a.Network)
+			return fmt.Errorf("field Networks[%d]: %q comes twice", i, a.Network)
 		case a.IPv4.IsValid() && !a.IPv4.Is4():
-			return fmt.Errorf("Networks[%d]: IPv4: %v is none", i, a.IPv4)
+			return fmt.Errorf("field Networks[%d]: IPv4: %v is none", i, a.IPv4)
 		case a.IPv6.IsValid() && (!a.IPv6.Is6() || a.IPv6.Is4In6() || a.IPv6.Zone() != ""):
-			return fmt.Errorf("Networks[%d]: IPv6: %v is none", i, a.IPv6)
+			return fmt.Errorf("field Networks[%d]: IPv6: %v is none", i, a.IPv6)
 		}
 		for _, alias := range a.Aliases {
 			if !validDNSName(strings.ToLower(alias)) {
-				return fmt.Errorf("Networks[%d]: the alias %q is no name of at most %d bytes", i, alias, maxLabel)
+				return fmt.Errorf("field Networks[%d]: the alias %q is no name of at most %d bytes", i, alias, maxLabel)
 			}
 		}
 		if mode != "" && (len(a.Aliases) > 0 || a.IPv4.IsValid() || a.IPv6.IsValid() || a.MAC != "" || a.Interface != "" || a.GatewayPriority != 0) {
-			return fmt.Errorf("Networks[%d]: %q has nothing to set", i, a.Network)
+			return fmt.Errorf("field Networks[%d]: %q has nothing to set", i, a.Network)
 		}
 		seen[a.Network] = true
 	}
 	if (mode == "container" || mode == "ns") && target == "" {
-		return fmt.Errorf("Networks[0]: %q names nothing", s.Networks[0].Network)
+		return fmt.Errorf("field Networks[0]: %q names nothing", s.Networks[0].Network)
 	}
 	if mode != "" && len(s.Ports) > 0 {
-		return fmt.Errorf("Ports: the container has no network of its own to publish from")
+		return fmt.Errorf("field Ports: the container has no network of its own to publish from")
 	}
 	for i := range s.Ports {
 		if err := s.Ports[i].validate(); err != nil {
-			return fmt.Errorf("Ports[%d]: %v", i, err)
+			return fmt.Errorf("field Ports[%d]: %v", i, err)
 		}
 	}
 	return nil

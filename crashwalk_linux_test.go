@@ -275,6 +275,10 @@ func (k *walk) steps(t *testing.T) []string {
 	return steps
 }
 
+// inBackground reports whether a step is taken at any time: the runtime spec is written while a container runs, which may be
+// before the scenario begins.
+func inBackground(step string) bool { return strings.HasPrefix(step, "write config.json:") }
+
 // cut ends a program at a step and opens its root again.
 func (k *walk) cut(t *testing.T, step string) {
 	root := k.copyRoot(t)
@@ -283,7 +287,7 @@ func (k *walk) cut(t *testing.T, step string) {
 		t.Fatal(err)
 	}
 	if state.Success() {
-		if !k.timing {
+		if !k.timing && !inBackground(step) {
 			t.Fatal("the program did not come to the step")
 		}
 		k.missed.Add(1)

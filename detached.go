@@ -311,9 +311,9 @@ func (c *Container) settleLocked(ctx context.Context, st *containerState) error 
 		return err
 	}
 	crashpoint.At("settle: cgroup gone")
-	e.endConnections(st.ID)
 	if e.removedAtEnd(st) {
 		e.tellEnd(ctx, st)
+		e.endConnections(st.ID)
 		return e.destroy(ctx, st)
 	}
 	told := e.endsToTell(ctx, st)
@@ -326,6 +326,7 @@ func (c *Container) settleLocked(ctx context.Context, st *containerState) error 
 	}
 	crashpoint.At("settle: noted")
 	told()
+	e.endConnections(st.ID)
 	return e.unmark(c.id)
 }
 

@@ -323,7 +323,7 @@ func (e *Engine) endpoints(networkID string) ([]*endpointState, error) {
 			continue
 		}
 		ep, err := e.readEndpoint(networkID, id)
-		if errors.Is(err, fs.ErrNotExist) {
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, statefile.ErrTorn) { // by a power failure, which nobody who is connected has seen
 			continue
 		}
 		if err != nil {
@@ -376,6 +376,7 @@ func (e *Engine) endEndpoint(networkID string, ep *endpointState) error {
 // freeEndpoint frees what the endpoint has: names, addresses and, last, its record.
 func (e *Engine) freeEndpoint(networkID string, ep *endpointState) error {
 	e.removeNames(networkID, ep)
+	e.removeFollower(networkID, ep)
 	for _, p := range ep.Endpoint.Addresses {
 		if err := e.freeAddress(networkID, p.Addr().String(), ep.ID); err != nil {
 			return err
@@ -402,56 +403,75 @@ func (e *Engine) freeAddress(networkID, addr, endpointID string) error {
 }
 
 // sweepEndpoints frees the endpoints of a network whose programs were killed, and those that wait for the kernel. It
-// returns how many there are left. The network is locked, so that nobody is about to note one.
+// returns how many there are left. The network is locked: nobody begins an endpoint meanwhile.
 func (e *Engine) sweepEndpoints(ctx context.Context, st *networkState) (left int, err error) {
 	endpoints, err := e.endpoints(st.ID)
 	if err != nil {
 		return 0, err
 	}
-	known := make(map[string]bool)
 	os.Remove(filepath.Join(e.networkDir(st.ID), "network.json.new")) // nobody is writing it
-	files, err := os.ReadDir(e.endpointsDir(st.ID))
-	if err != nil {
-		return 0, err
-	}
-	for _, f := range files {
-		id, half := strings.CutSuffix(f.Name(), ".new")
-		if !half {
-			continue
-		}
-		if _, err := e.readEndpoint(st.ID, id); errors.Is(err, fs.ErrNotExist) {
-			if err := os.Remove(filepath.Join(e.endpointsDir(st.ID), f.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				return 0, err
-			}
-		}
-	}
 	for _, ep := range endpoints {
 		if !e.endpointOver(ep) || e.beingFreed(ep) {
 			left++
-			known[ep.ID] = true
 			continue
 		}
 		if err := e.reclaim(ctx, st, ep); err != nil {
 			return left, err
 		}
 	}
-	// Taken after the record was noted, but before the addresses were.
-	entries, err := os.ReadDir(filepath.Join(e.networkDir(st.ID), "addresses"))
+	return left, e.sweepOrphanedEndpoints(st.ID)
+}
+
+// sweepOrphanedEndpoints removes what belongs to no endpoint: of a program that was killed while it wrote a record, or before
+// that freed what was noted nowhere else, and what a power failure has torn. The network is locked.
+func (e *Engine) sweepOrphanedEndpoints(networkID string) error {
+	dir := e.networkDir(networkID)
+	endpoints, err := e.endpoints(networkID)
 	if err != nil {
-		return left, err
+		return err
 	}
-	for _, entry := range entries {
-		id, err := os.Readlink(filepath.Join(e.networkDir(st.ID), "addresses", entry.Name()))
-		if err != nil || known[id] {
-			continue
+	orphan := func(id string) bool {
+		return !slices.ContainsFunc(endpoints, func(ep *endpointState) bool { return ep.ID == id })
+	}
+	remove := func(path string) error {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
 		}
-		if _, err := e.readEndpoint(st.ID, id); errors.Is(err, fs.ErrNotExist) {
-			if err := e.freeAddress(st.ID, entry.Name(), id); err != nil {
-				return left, err
+		return nil
+	}
+	each := func(dir string, do func(path string) error) error {
+		entries, err := os.ReadDir(dir)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		for _, entry := range entries {
+			if err := do(filepath.Join(dir, entry.Name())); err != nil {
+				return err
 			}
 		}
+		return nil
 	}
-	return left, nil
+	byName := func(path string) error {
+		if id, _, _ := strings.Cut(filepath.Base(path), "."); orphan(id) {
+			return remove(path)
+		}
+		return nil
+	}
+	return errors.Join(
+		each(e.endpointsDir(networkID), byName),
+		each(filepath.Join(dir, "followers"), byName),
+		each(filepath.Join(dir, "addresses"), func(path string) error {
+			if id, err := os.Readlink(path); err == nil && orphan(id) {
+				return remove(path)
+			}
+			return nil
+		}),
+		each(filepath.Join(dir, "names"), func(name string) error {
+			err := each(name, byName)
+			os.Remove(name) // fails while somebody has it
+			return err
+		}),
+	)
 }
 
 // reclaim frees the endpoint of a container that is gone, with what the driver has of it, when the kernel has removed its

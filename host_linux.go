@@ -162,11 +162,13 @@ func (p *hostProcess) control(f func(fd int)) error {
 
 // readable reports whether a pidfd is, or becomes so in time: its process has ended then.
 func readable(fd int, within time.Duration) (bool, error) {
-	n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(within.Milliseconds()))
-	if errors.Is(err, unix.EINTR) {
-		err = nil
+	for end := time.Now().Add(within); ; {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(within.Milliseconds()))
+		if !errors.Is(err, unix.EINTR) {
+			return n > 0, err
+		}
+		within = max(time.Until(end), 0)
 	}
-	return n > 0, err
 }
 
 // wait waits for the end of the process. It costs no thread: the runtime's poller waits.

@@ -284,7 +284,7 @@ func (e *Engine) unplugLive(ctx context.Context, c *Container, st *containerStat
 func (e *Engine) endpointRefs(id string) (endpointsRecord, error) {
 	r := endpointsRecord{Version: stateVersion}
 	err := statefile.Read(e.containerDir(id), endpointsFile, &r)
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, statefile.ErrTorn) { // it is not synced: what runs has not seen a power failure
 		return endpointsRecord{Version: stateVersion}, nil
 	}
 	if err == nil && r.Version != stateVersion {

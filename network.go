@@ -496,7 +496,7 @@ func (e *Engine) addNetwork(st *networkState) (err error) {
 		return errors.Join(err, os.RemoveAll(e.networkDir(st.ID)))
 	}
 	crashpoint.At("network: has its name")
-	return nil
+	return errors.Join(syncDirectory(e.networksDir()), syncDirectory(e.networkNamesDir()))
 }
 
 // removeNetwork removes the files of a network that nobody is connected to. It is locked.

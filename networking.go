@@ -193,7 +193,7 @@ func (u *upNetwork) bring(ctx context.Context, e *Engine, id string) (err error)
 	crashpoint.At("network: marked")
 	net := st.network(e.root)
 	if err := driver.Up(ctx, net); err != nil {
-		return errors.Join(err, driver.Down(context.WithoutCancel(ctx), net))
+		return err // others may have it up; who closes last sees to the rest
 	}
 	crashpoint.At("network: up")
 	u.state, u.net, u.driver, u.lock = st, net, driver, lock
@@ -234,7 +234,8 @@ func (n *networking) down(ctx context.Context, e *Engine, st *networkState) erro
 	return os.Remove(mark)
 }
 
-// downIfUnused takes the network off the host if no container is connected and no engine has it up.
+// downIfUnused frees what dead engines had of the network, and takes it off the host if no container is connected and no
+// engine has it up.
 func (n *networking) downIfUnused(ctx context.Context, e *Engine, id string) error {
 	st, unlock, err := e.lockNetwork(ctx, id)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -251,6 +252,10 @@ func (n *networking) downIfUnused(ctx context.Context, e *Engine, id string) err
 	if u != nil && u.lock != nil {
 		u.lock.Close()
 	}
+	left, err := e.sweepEndpoints(ctx, st)
+	if err != nil || left > 0 {
+		return err
+	}
 	lock, err := os.OpenFile(filepath.Join(e.networkDir(id), "up"), os.O_RDWR, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -259,12 +264,7 @@ func (n *networking) downIfUnused(ctx context.Context, e *Engine, id string) err
 		return err
 	}
 	defer lock.Close()
-	free, err := filelock.TryLock(lock)
-	if err != nil {
-		return err
-	}
-	// What died is freed though others have it up.
-	if left, err := e.sweepEndpoints(ctx, st); err != nil || left > 0 || !free {
+	if free, err := filelock.TryLock(lock); err != nil || !free {
 		return err
 	}
 	return n.down(ctx, e, st)
@@ -305,7 +305,7 @@ func (e *Engine) sweepNetworks(ctx context.Context) error {
 			}
 			continue
 		}
-		if err := e.sweepNetwork(ctx, st); err != nil {
+		if err := e.nets.downIfUnused(ctx, e, st.ID); err != nil {
 			return err
 		}
 	}
@@ -327,22 +327,6 @@ func (e *Engine) sweepNetworks(ctx context.Context) error {
 		}
 	}
 	return nil
-}
-
-func (e *Engine) sweepNetwork(ctx context.Context, st *networkState) error {
-	if _, err := os.Lstat(filepath.Join(e.networkDir(st.ID), upMark)); !errors.Is(err, fs.ErrNotExist) {
-		return cmp.Or(err, e.nets.downIfUnused(ctx, e, st.ID))
-	}
-	st, unlock, err := e.lockNetwork(ctx, st.ID)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil // removed meanwhile
-	}
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	_, err = e.sweepEndpoints(ctx, st)
-	return err
 }
 
 // close takes down the networks that nobody uses any more, and frees the rest.

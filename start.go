@@ -188,6 +188,9 @@ func (c *Container) launch(ctx context.Context, st *containerState) (_ *run, err
 		}
 		group = e.beginGroup(st, spec)
 	}
+	if net != nil && hasNamespace(spec, specs.UserNamespace) {
+		return nil, &UnsupportedError{Feature: "a network for a container with a user namespace of its own, which has to own the network namespace", Fix: "connect it to \"none\" or \"host\""}
+	}
 	join, err := group.join()
 	if err != nil {
 		return nil, err
@@ -382,7 +385,6 @@ func (c *Container) monitor(r *run) {
 	}
 	removed := make(chan error, 1)
 	go func() { removed <- r.group.Remove(ctx) }()
-	r.net.end()
 	r.streamErr = r.streams.end()
 
 	st.Status, st.Finished, st.PID, st.Exit = StatusExited, time.Now(), 0, &r.exit
@@ -397,6 +399,7 @@ func (c *Container) monitor(r *run) {
 	named := *st
 	named.Name = c.Name() // it may have been renamed meanwhile
 	c.eng.emitDied(&named)
+	r.net.end()
 	close(r.ended)
 
 	errs = append(errs, <-removed)

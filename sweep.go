@@ -180,7 +180,7 @@ func (e *Engine) sweepContainer(ctx context.Context, id string, gone func(owner 
 		return past.discard(ctx, st)
 	}
 	// Whoever was starting it, or noting its end, may have been killed before that was noted. Nobody is now: we hold the lock.
-	for _, name := range []string{"state.json.new", "config.json.new", "changes.json.new", healthFile + ".new", endpointsFile + ".new"} {
+	for _, name := range []string{"state.json.new", "config.json.new", endpointsFile + ".new", "changes.json.new", healthFile + ".new"} {
 		if err := os.Remove(filepath.Join(e.containerDir(id), name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}

@@ -170,19 +170,16 @@ func (d *bridgeDriver) makeBridge(n *Network) (netlink.Link, error) {
 	mac := net.HardwareAddr(append([]byte{0x02}, sum[:5]...))
 	info := attr(unix.IFLA_LINKINFO, nil)
 	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("bridge"))
-	// Only a change makes the MTU one that the bridge keeps, instead of the least of its ports: it is made with another.
+	// Only a change makes the MTU one that the bridge keeps, instead of the least of its ports: it is made with another. Both are one
+	// system call, so that there is no bridge without an alias, whoever is killed when.
 	name := attr(unix.IFLA_IFNAME, nl.ZeroTerminated(n.Interface()))
-	err := d.route.do(request(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL, ifinfo(0, 0), name, attr(unix.IFLA_MTU, nl.Uint32Attr(uint32(mtu^1))), attr(unix.IFLA_ADDRESS, mac), info))
-	if err == nil {
-		if err = d.route.do(request(unix.RTM_NEWLINK, 0, ifinfo(0, 0), name, attr(unix.IFLA_MTU, nl.Uint32Attr(uint32(mtu))))); err != nil {
-			_, gone := d.route.removeLink(n.Interface())
-			return nil, errors.Join(kernelError("set the MTU of the bridge", n.Interface(), err), gone)
-		}
-	}
+	err := d.route.do(
+		request(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL, ifinfo(0, 0), name, attr(unix.IFLA_MTU, nl.Uint32Attr(uint32(mtu^1))), attr(unix.IFLA_ADDRESS, mac), info),
+		request(unix.RTM_NEWLINK, 0, ifinfo(0, 0), name, attr(unix.IFLA_MTU, nl.Uint32Attr(uint32(mtu))), attr(unix.IFLA_IFALIAS, []byte(alias(n)))))
 	switch {
 	case errors.Is(err, unix.EOPNOTSUPP):
 		return nil, &UnsupportedError{Feature: "a network of driver bridge", Kernel: "CONFIG_BRIDGE", Fix: "load the module bridge", Err: err}
-	case err != nil && !errors.Is(err, unix.EEXIST):
+	case err != nil:
 		return nil, kernelError("make the bridge", n.Interface(), err)
 	}
 	link, err := d.route.link(n.Interface())

@@ -120,24 +120,26 @@ func (d *bridgeDriver) plug(n *Network, ep *Endpoint, ns *Namespace, bridge netl
 	case err != nil:
 		return false, kernelError("make the pair of interfaces", ep.HostInterface, err)
 	}
-	if !n.Isolated {
-		return true, nil
+	// Where br_netfilter is, what a container sends to its own published port is not routed but bridged back to where it came from. Both
+	// settings are of one request, by name, that is no second look for the interface.
+	slave := attr(unix.IFLA_LINKINFO, nil)
+	slave.AddRtAttr(nl.IFLA_INFO_SLAVE_KIND, nl.NonZeroTerminated("bridge"))
+	port := slave.AddRtAttr(nl.IFLA_INFO_SLAVE_DATA, nil)
+	port.AddRtAttr(nl.IFLA_BRPORT_MODE, []byte{1})
+	if n.Isolated {
+		port.AddRtAttr(nl.IFLA_BRPORT_ISOLATED, []byte{1})
 	}
-	link, err := d.route.link(ep.HostInterface)
-	if err != nil {
-		return true, kernelError("find the host's end", ep.HostInterface, err)
+	name := attr(unix.IFLA_IFNAME, nl.ZeroTerminated(ep.HostInterface))
+	requests := []*nl.NetlinkRequest{request(unix.RTM_NEWLINK, 0, ifinfo(0, 0), name, slave)}
+	if n.Isolated {
+		requests = append(requests, request(unix.RTM_NEWLINK, 0, ifinfo(0, unix.IFF_UP), name))
 	}
-	index := link.Attrs().Index
-	message := nl.NewIfInfomsg(unix.AF_BRIDGE)
-	message.Index = int32(index)
-	port := attr(unix.IFLA_PROTINFO|unix.NLA_F_NESTED, nil)
-	port.AddRtAttr(nl.IFLA_BRPORT_ISOLATED, []byte{1})
-	err = d.route.do(request(unix.RTM_SETLINK, 0, message, port), request(unix.RTM_NEWLINK, 0, ifinfo(index, unix.IFF_UP)))
+	err = d.route.do(requests...)
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) {
 		return true, &UnsupportedError{Feature: "an isolated network", Kernel: "isolated ports of bridges (4.18)", Err: err}
 	}
 	if err != nil {
-		return true, kernelError("isolate the port", ep.HostInterface, err)
+		return true, kernelError("set up the port", ep.HostInterface, err)
 	}
 	return true, nil
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"sync"
@@ -26,6 +27,11 @@ type nftFirewall struct {
 	route   *conn
 	foreign *foreignRules
 	close   sync.Once
+
+	removing sync.Mutex // held while a network's tables are removed, or made again
+	mu       sync.Mutex
+	made     map[string]*madeTables // by id of network
+	forward  *tableSpec             // as it was made or found last
 }
 
 func init() { openFirewall = openNFTFirewall }
@@ -35,12 +41,12 @@ func openNFTFirewall(config Config) (firewall, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	f := &nftFirewall{log: log}
+	f := &nftFirewall{log: log, made: map[string]*madeTables{}}
 	var err error
 	if f.nf, err = openNF(); err == nil {
 		if f.sysctls, err = openSysctls(); err == nil {
 			if f.route, err = dial(); err == nil {
-				f.foreign, err = watchForeign(log)
+				f.foreign, err = watchForeign(log, f.restoreTables)
 			}
 		}
 	}
@@ -168,28 +174,22 @@ func networkTables(n *Network) ([]*tableSpec, error) {
 // firewallUp makes the tables of a network where they are not there, or not as they have to be: in one batch, so that there is
 // no instant without them. What they have about endpoints stays.
 func (f *nftFirewall) firewallUp(ctx context.Context, n *Network) error {
-	tables, err := networkTables(n)
-	if err != nil {
-		return err
-	}
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	op := "make the tables of network " + n.Name
-	right := true
-	for _, t := range tables {
-		have, err := f.nf.tableHash(t.family, t.name)
-		if err != nil {
-			return nfErr(op, err)
-		}
-		right = right && bytes.Equal(have, t.hash())
+	want, err := f.hashes(n)
+	if err != nil {
+		return err
 	}
-	if len(tables) == 1 { // not to be checked any more
-		gone, err := f.nf.tableHash(unix.NFPROTO_BRIDGE, tableName(n))
+	op := "make the tables of network " + n.Name
+	right, unguarded := true, false
+	for family, hash := range want { // nil: there must be none
+		have, err := f.nf.tableHash(family, tableName(n))
 		if err != nil {
 			return nfErr(op, err)
 		}
-		right = right && gone == nil
+		right = right && bytes.Equal(have, hash) && (have == nil) == (hash == nil)
+		unguarded = unguarded || family == unix.NFPROTO_BRIDGE && have == nil && hash != nil
 	}
 	if right {
 		return nil
@@ -198,6 +198,10 @@ func (f *nftFirewall) firewallUp(ctx context.Context, n *Network) error {
 		return err
 	}
 	err = f.nf.retry(func(generation uint32) error {
+		tables, err := networkTables(n)
+		if err != nil {
+			return err
+		}
 		messages := (&tableSpec{family: unix.NFPROTO_BRIDGE, name: tableName(n)}).remove()
 		for _, t := range tables {
 			for _, s := range t.sets { // bridge only
@@ -213,7 +217,30 @@ func (f *nftFirewall) firewallUp(ctx context.Context, n *Network) error {
 		}
 		return f.nf.batch(generation, messages...)
 	})
+	if eps := f.endpoints(n); err == nil && unguarded && len(eps) > 0 {
+		return f.addSources(ctx, n, eps)
+	}
 	return nfErr(op, err)
+}
+
+// hashes are those that the tables of a network have to have, by family, and nil for one that must not be. The network is
+// remembered: to tell what its tables are like takes longer than to ask whether they are there.
+func (f *nftFirewall) hashes(n *Network) (map[uint8][]byte, error) {
+	made := f.remember(n)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	key := fmt.Sprintf("%q %v %t %t %q", n.Name, n.Subnets, n.Internal, n.Isolated, n.Options["spoofcheck"])
+	if made.hashes == nil || made.key != key {
+		tables, err := networkTables(n)
+		if err != nil {
+			return nil, err
+		}
+		made.key, made.hashes = key, map[uint8][]byte{unix.NFPROTO_INET: nil, unix.NFPROTO_BRIDGE: nil}
+		for _, t := range tables {
+			made.hashes[t.family] = t.hash()
+		}
+	}
+	return made.hashes, nil
 }
 
 // iflaBridgeOptions is IFLA_BR_MULTI_BOOLOPT of linux/if_link.h, since 5.0: the bits to set and those that are meant. The bit is
@@ -246,6 +273,15 @@ func (f *nftFirewall) firewallDown(ctx context.Context, n *Network) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	f.removing.Lock()
+	defer f.removing.Unlock()
+	f.mu.Lock()
+	delete(f.made, n.ID)
+	f.mu.Unlock()
+	return f.removeTables(n)
+}
+
+func (f *nftFirewall) removeTables(n *Network) error {
 	var messages []nfMessage
 	for _, family := range []uint8{unix.NFPROTO_INET, unix.NFPROTO_BRIDGE} {
 		have, err := f.nf.table(family, tableName(n))
@@ -270,7 +306,7 @@ func nfErr(op string, err error) error {
 			Kernel: "CONFIG_NF_TABLES with CONFIG_NF_TABLES_INET and CONFIG_NF_TABLES_BRIDGE", Fix: "load the module nf_tables"}
 	case errors.As(err, &failed) && failed.Errno == unix.ENOENT && len(failed.What) > 9 && failed.What[:9] == "the rule ":
 		return &UnsupportedError{Feature: "a firewall (" + failed.What + ")", Err: failed.Errno,
-			Kernel: "CONFIG_NFT_CT, _FIB_INET, _NAT, _MASQ", Fix: "load the modules nft_ct, nft_fib_inet, nft_nat and nft_masq"}
+			Kernel: "CONFIG_NFT_CT, _FIB_INET, _NAT, _MASQ", Fix: "load the modules nft_ct, nft_fib_inet, nft_nat, nft_masq and, where it is one, nft_meta_bridge"}
 	}
 	return kernelError(op, "", err)
 }

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // Addresses of the outside, a namespace beside the one that plays the host.
@@ -218,9 +219,6 @@ func testFirewallOutside(t *testing.T, bridged bool) {
 		d := up(t, n)
 		ep := endpoint(n, 2)
 		c := container(t, d, n, ep)
-		link, err := netlink.LinkByName(ep.HostInterface)
-		check(t, err)
-		check(t, netlink.LinkSetHairpin(link, true)) // with br_netfilter, what goes back to its sender is bridged
 		serve(t, outside, "tcp", "[::]:80", "outside")
 		serve(t, c, "tcp", "[::]:80", "c")
 		check(t, outside.Do(func() error {
@@ -303,6 +301,10 @@ func TestFirewallLoopbackOfTheHost(t *testing.T) {
 		wantSeen(t, "the host itself", host, "tcp", "127.0.0.1:80", "127.0.0.1")
 		wantSeen(t, "the host itself", host, "tcp", "127.0.0.1:8081", "10.88.1.1")
 		// Without the rule it would be reached: the test tests something.
+		f := d.(*bridgeDriver).firewall.(*nftFirewall)
+		f.mu.Lock()
+		clear(f.made) // or it would be there again soon
+		f.mu.Unlock()
 		check(t, removeTable(tableName(n)))
 		wantSeen(t, "the host's 127.0.0.1, without our table", c, "tcp", "127.0.0.1:80", "10.88.1.2")
 	})
@@ -440,6 +442,48 @@ func TestFirewallUpReplaces(t *testing.T) {
 		check(t, d.Forget(background, n, []*Endpoint{ep}))
 		if objects, err := FirewallObjects(background); err != nil || len(objects) > 0 && objects[0].Table == tableName(n) {
 			t.Errorf("left after Down: %v, %v", objects, err)
+		}
+	})
+}
+
+// TestFirewallFlushed: somebody removes all tables, as a reload of the service nftables does.
+func TestFirewallFlushed(t *testing.T) {
+	onHost(t, func(host *Namespace) {
+		outside := newOutside(t, host)
+		serve(t, outside, "tcp", "[::]:80", "outside")
+		n := dual(t, 1)
+		d := up(t, n)
+		c := container(t, d, n, endpoint(n, 2))
+		p := publisher(t, "test")
+		check(t, p.Publish(background, []Port{port("tcp", "", 8080, "10.88.1.2", 80)}))
+		list := func() []string {
+			objects, err := FirewallObjects(background)
+			check(t, err)
+			var all []string
+			for _, o := range objects {
+				all = append(all, fmt.Sprint(o))
+			}
+			slices.Sort(all)
+			return all
+		}
+		before := list()
+		nf, err := openNF()
+		check(t, err)
+		defer nf.Close()
+		check(t, nf.batch(0, nfMessage{kind: unix.NFT_MSG_DELTABLE})) // of no family and no name: all
+		if len(list()) > len(before)/2 {
+			t.Error("nothing was removed")
+		}
+		eventually(t, "all tables are there again", func() bool { return slices.Equal(list(), before) })
+		wantSeen(t, "masqueraded", c, "tcp", outside4+":80", hostOutside4)
+
+		// Who removes a network is not contradicted.
+		check(t, c.Close())
+		check(t, p.Close())
+		check(t, d.Down(background, n))
+		time.Sleep(3 * foreignSettle)
+		if left := list(); len(left) > 0 {
+			t.Errorf("left after Down: %q", left)
 		}
 	})
 }

@@ -1,6 +1,7 @@
 package netdrv
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"log/slog"
@@ -32,15 +33,17 @@ type foreignRules struct {
 	log      *slog.Logger
 	nf       *nfConn
 	monitor  *os.File
-	present  atomic.Bool // the rules are as they have to be, as far as the monitor knows
+	lost     func() error // is called when somebody has removed a table of a network
+	removed  atomic.Bool  // somebody has
+	present  atomic.Bool  // the rules are as they have to be, as far as the monitor knows
 	stop     chan struct{}
 	stopped  sync.WaitGroup
 	mu       sync.Mutex
 	reported map[string]bool
 }
 
-// watchForeign watches the tables of the calling thread's network namespace.
-func watchForeign(log *slog.Logger) (*foreignRules, error) {
+// watchForeign watches the tables of the calling thread's network namespace, and calls lost when one of a network is removed.
+func watchForeign(log *slog.Logger, lost func() error) (*foreignRules, error) {
 	nf, err := openNF()
 	if err != nil {
 		return nil, err
@@ -58,7 +61,7 @@ func watchForeign(log *slog.Logger) (*foreignRules, error) {
 		nf.Close()
 		return nil, kernelError("watch the firewall", "", os.NewSyscallError("socket", err))
 	}
-	r := &foreignRules{log: log, nf: nf, monitor: os.NewFile(uintptr(fd), "nftables monitor"), stop: make(chan struct{}), reported: map[string]bool{}}
+	r := &foreignRules{log: log, lost: lost, nf: nf, monitor: os.NewFile(uintptr(fd), "nftables monitor"), stop: make(chan struct{}), reported: map[string]bool{}}
 	changed := make(chan struct{}, 1)
 	r.stopped.Add(2)
 	go r.listen(changed)
@@ -87,10 +90,17 @@ func (r *foreignRules) listen(changed chan<- struct{}) {
 			return !errors.Is(failed, unix.EAGAIN)
 		})
 		relevant := failed != nil // more than fitted into the socket
+		if relevant {
+			r.removed.Store(true)
+		}
 		eachNF(b[:max(n, 0)], func(m nfAnswer) {
 			switch m.kind &^ (unix.NFNL_SUBSYS_NFTABLES << 8) {
 			case unix.NFT_MSG_NEWRULE, unix.NFT_MSG_DELRULE, unix.NFT_MSG_NEWCHAIN, unix.NFT_MSG_DELCHAIN, unix.NFT_MSG_NEWTABLE, unix.NFT_MSG_DELTABLE:
 				relevant = relevant || m.family == unix.NFPROTO_IPV4 || m.family == unix.NFPROTO_IPV6
+				if m.kind == unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_DELTABLE && isNetworkTable(parseTable(m).name) {
+					r.removed.Store(true)
+					relevant = true
+				}
 			}
 		})
 		if relevant && err == nil {
@@ -116,6 +126,11 @@ func (r *foreignRules) restore(changed <-chan struct{}) {
 		case <-r.stop:
 			return
 		case <-time.After(foreignSettle):
+		}
+		if r.removed.Swap(false) {
+			if err := r.lost(); err != nil {
+				r.log.Warn("cannot make the tables of a network again", "error", err)
+			}
 		}
 		tables, err := r.nf.tables()
 		routed := slices.ContainsFunc(tables, func(t *nfTable) bool {
@@ -317,8 +332,8 @@ func (r *filterRule) parseExpression(b []byte) {
 			r.oifname = "?" // the comparison that follows says which
 		}
 	case "cmp":
-		r.bare = false
-		if v := nested(nested(data, unix.NFTA_CMP_DATA), unix.NFTA_DATA_VALUE); r.oifname == "?" && len(v) == 16 && be32(nested(data, unix.NFTA_CMP_OP)) == unix.NFT_CMP_EQ {
+		r.bare = false // a name without its zero is the beginning of names
+		if v := nested(nested(data, unix.NFTA_CMP_DATA), unix.NFTA_DATA_VALUE); r.oifname == "?" && bytes.HasSuffix(v, []byte{0}) && be32(nested(data, unix.NFTA_CMP_OP)) == unix.NFT_CMP_EQ {
 			r.oifname = cString(v)
 		}
 	default:

@@ -181,7 +181,7 @@ func reach(from, to *Namespace, address netip.Addr, message string) (seen netip.
 	}()
 	err = from.Do(func() error {
 		begun := time.Now()
-		c, err := net.DialTimeout("tcp", l.Addr().String(), 2*time.Second)
+		c, err := net.DialTimeout("tcp", l.Addr().String(), 10*time.Second)
 		if err != nil {
 			return err
 		}
@@ -209,6 +209,25 @@ func reach(from, to *Namespace, address netip.Addr, message string) (seen netip.
 		return nil
 	})
 	return seen, took, err
+}
+
+// unreachable checks that one namespace does not reach an address of another.
+func unreachable(t testing.TB, from, to *Namespace, address netip.Addr) {
+	t.Helper()
+	check(t, to.Do(func() error {
+		l, err := net.Listen("tcp", netip.AddrPortFrom(address, 0).String())
+		if err != nil {
+			return err
+		}
+		defer l.Close()
+		return from.Do(func() error {
+			if c, err := net.DialTimeout("tcp", l.Addr().String(), 300*time.Millisecond); err == nil {
+				c.Close()
+				t.Errorf("%v is reached", address)
+			}
+			return nil
+		})
+	}))
 }
 
 // eventually waits until a condition holds.

@@ -2,7 +2,10 @@
 
 package netdrv
 
-import "os"
+import (
+	"net/netip"
+	"os"
+)
 
 // A Namespace is a network namespace. There are some on Linux only.
 type Namespace struct{}
@@ -21,6 +24,12 @@ func (ns *Namespace) Do(f func() error) error { return notLinux() }
 
 // Close does nothing.
 func (ns *Namespace) Close() error { return nil }
+
+// SetGateway returns an error.
+func SetGateway(ns *Namespace, ep *Endpoint) error { return notLinux() }
+
+// HostRoutes returns an error.
+func HostRoutes() ([]netip.Prefix, error) { return nil, notLinux() }
 
 func notLinux() error {
 	return &UnsupportedError{Feature: "a network namespace", Fix: "run on Linux"}

@@ -93,9 +93,9 @@ var (
 	etherIP    = value{text: "ip", data: []byte{0x08, 0x00}}
 	etherIP6   = value{text: "ip6", data: []byte{0x86, 0xdd}}
 	linkLocal  = value{text: "& ff:ff:ff:ff:ff:f0 == 01:80:c2:00:00:00", data: []byte{1, 0x80, 0xc2, 0, 0, 0}, mask: []byte{255, 255, 255, 255, 255, 0xf0}}
+	group      = value{text: "& 01:00:00:00:00:00 == 01:00:00:00:00:00", data: []byte{1, 0, 0, 0, 0, 0}, mask: []byte{1, 0, 0, 0, 0, 0}}
 	arpForIP4  = value{text: "0x000108000604", data: []byte{0, 1, 8, 0, 6, 4}} // Ethernet, IPv4, 6 and 4 bytes
 	arpRequest = value{text: "request", data: []byte{0, 1}}
-	arpReply   = value{text: "reply", data: []byte{0, 2}}
 
 	ndRouterAdvertisement    = value{text: "nd-router-advert", data: []byte{134}}
 	ndNeighbourSolicitation  = value{text: "nd-neighbor-solicit", data: []byte{135}}
@@ -228,10 +228,6 @@ var (
 	drop       = clause{"drop", []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}}}
 	masquerade = clause{"masquerade", []expr.Any{&expr.Masq{}}}
 )
-
-func jump(chain string) clause {
-	return clause{"jump " + chain, []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: chain}}}
-}
 
 func goTo(chain string) clause {
 	return clause{"goto " + chain, []expr.Any{&expr.Verdict{Kind: expr.VerdictGoto, Chain: chain}}}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"slices"
 
 	"github.com/vishvananda/netlink"
@@ -79,8 +80,12 @@ func (d *parentDriver) Up(ctx context.Context, n *Network) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if _, err = d.parent(n); err != nil {
+	parent, err := d.parent(n)
+	if err != nil {
 		return err
+	}
+	if parent.Attrs().Flags&net.FlagUp == 0 {
+		d.log.Warn("the parent of a network is off: its containers reach nobody until it is on", "network", n.Name, "parent", parent.Attrs().Name)
 	}
 	// A kernel that knows the kind of interface refuses one without a parent for that (EINVAL); nothing is made either way.
 	err = d.route.do(request(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL, ifinfo(0, 0), attr(unix.IFLA_IFNAME, nl.ZeroTerminated(n.Interface())), info))

@@ -18,6 +18,7 @@ func spoofTable(n *Network) *tableSpec {
 	t.set("macs", "hardware addresses by host's end", []nfType{typeIfname, typeEther}, nil)
 	t.set("sources4", "IPv4 addresses by host's end and hardware address", []nfType{typeIfname, typeEther, typeIP4}, nil)
 	t.set("sources6", "IPv6 addresses by host's end and hardware address", []nfType{typeIfname, typeEther, typeIP6}, nil)
+	t.set("loops", "host's ends, each with itself", []nfType{typeIfname, typeIfname}, nil)
 
 	pre := t.baseChain("prerouting", "filter", unix.NF_INET_PRE_ROUTING, -300, "frames, before the bridge sees them")
 	pre.rule("from a container of the network", in("ports", iifname), goTo("check"))
@@ -25,6 +26,10 @@ func spoofTable(n *Network) *tableSpec {
 	input := t.baseChain("input", "filter", unix.NF_INET_LOCAL_IN, -300, "frames to the host")
 	input.rule("what is meant for the next switch is not for the host (LACP, 802.1X); it passes prerouting by",
 		is(etherDest, linkLocal), in("ports", iifname), drop)
+
+	forward := t.baseChain("forward", "filter", unix.NF_INET_FORWARD, -300, "frames from port to port")
+	forward.rule("ports are in hairpin mode for published ports, not for broadcasts to come back",
+		is(etherDest, group), in("loops", iifname, oifname), drop)
 
 	check := t.chain("check", "what containers may send")
 	check.rule("ARP", is(etherType, etherARP), goTo("arp"))
@@ -76,6 +81,7 @@ func sources(ep *Endpoint) []sourceElement {
 	why := "container " + ep.ID[:min(len(ep.ID), 12)]
 	es := []sourceElement{
 		{"ports", nfElement{key: key(port), reason: why}},
+		{"loops", nfElement{key: key(port, port), reason: why}},
 		{"macs", nfElement{key: key(port, ep.MAC), reason: why}},
 		{"sources6", nfElement{key: key(port, ep.MAC, linkLocalOf(ep.MAC).AsSlice()), reason: why}},
 	}
@@ -102,26 +108,31 @@ const sourcesBatch = 500
 // guardSources says which addresses endpoints may send from. Until then an interface is not checked, so it is done before there
 // is one. What was said before stays.
 func (f *nftFirewall) guardSources(ctx context.Context, n *Network, eps []*Endpoint) error {
-	op := "guard the addresses of containers of network " + n.Name
+	f.remember(n, eps...)
+	err := f.addSources(ctx, n, eps)
+	if errors.Is(err, unix.ENOENT) { // somebody removed the table
+		f.log.Warn("somebody removed the tables of a network", "network", n.Name)
+		if err = f.firewallUp(ctx, n); err == nil {
+			err = f.addSources(ctx, n, eps)
+		}
+	}
+	return err
+}
+
+func (f *nftFirewall) addSources(ctx context.Context, n *Network, eps []*Endpoint) error {
 	return f.eachSources(ctx, n, eps, func(t *tableSpec, es []sourceElement) error {
 		messages := make([]nfMessage, len(es))
 		for i, e := range es {
 			messages[i] = t.addElement(e.set, e.nfElement, 0, e.reason)
 		}
-		err := f.nf.batch(0, messages...)
-		if errors.Is(err, unix.ENOENT) { // somebody removed the table
-			f.log.Warn("somebody removed the tables of a network", "network", n.Name)
-			if err = f.firewallUp(ctx, n); err == nil {
-				err = f.nf.batch(0, messages...)
-			}
-		}
-		return nfErr(op, err)
+		return nfErr("guard the addresses of containers of network "+n.Name, f.nf.batch(0, messages...))
 	})
 }
 
 // forgetSources takes back what guardSources said. What is not there is no error.
 func (f *nftFirewall) forgetSources(ctx context.Context, n *Network, eps []*Endpoint) error {
 	op := "forget the addresses of containers of network " + n.Name
+	f.forget(n, eps)
 	return f.eachSources(ctx, n, eps, func(t *tableSpec, es []sourceElement) error {
 		messages := make([]nfMessage, len(es))
 		for i, e := range es {

@@ -272,6 +272,17 @@ func TestSpoofedFrames(t *testing.T) {
 			}
 		}
 
+		// Ports are in hairpin mode: a broadcast does not come back all the same.
+		echo := []byte("a broadcast, that its sender does not want to see")
+		from.send(t, frame(all, me, 0x800, ip4Packet(my4, "10.88.1.255", 17, udpDatagram(5, 9, echo))))
+		from.send(t, frame(they, me, 0x800, ip4Packet(my4, their4, 17, udpDatagram(5, 9, []byte("after the broadcast, to the victim")))))
+		if !to.sees(echo, 2*time.Second) || !to.sees([]byte("after the broadcast"), 2*time.Second) {
+			t.Error("a broadcast does not arrive")
+		}
+		if from.sees(echo, 20*time.Millisecond) {
+			t.Error("a broadcast comes back to its sender")
+		}
+
 		// What the bridge must not learn: the victim's hardware address at the sender's port.
 		for last := range 16 {
 			from.send(t, frame(fmt.Sprintf("01:80:c2:00:00:%02x", last), they, 0x88cc, make([]byte, 50)))
@@ -313,6 +324,13 @@ func TestSpoofcheckOff(t *testing.T) {
 		from.send(t, frame("02:00:00:00:00:03", "02:00:00:00:00:09", 0x800, ip4Packet("10.88.1.9", "10.88.1.3", 17, udpDatagram(5, 9, mark))))
 		if !to.sees(mark, 2*time.Second) {
 			t.Error("without the check a frame does not pass")
+		}
+		n.Options["spoofcheck"] = "on"
+		check(t, d.Up(background, n))
+		mark = []byte("from an address of nobody's, once more")
+		from.send(t, frame("02:00:00:00:00:03", "02:00:00:00:00:09", 0x800, ip4Packet("10.88.1.9", "10.88.1.3", 17, udpDatagram(5, 9, mark))))
+		if to.sees(mark, 50*time.Millisecond) {
+			t.Error("when the check is on again a container that was connected before is not checked")
 		}
 		n.Options["spoofcheck"] = "maybe"
 		if err := d.Up(background, n); err == nil {

@@ -123,7 +123,10 @@ func startKept(t testing.TB, l *Launcher, o keptOptions, args ...string) *kept {
 // ended waits for the keeper's end.
 func (k *kept) ended(t testing.TB) {
 	t.Helper()
-	n, err := unix.Poll([]unix.PollFd{{Fd: int32(k.keeper), Events: unix.POLLIN}}, 60_000)
+	n, err := 0, error(unix.EINTR)
+	for err == unix.EINTR {
+		n, err = unix.Poll([]unix.PollFd{{Fd: int32(k.keeper), Events: unix.POLLIN}}, 60_000)
+	}
 	if err != nil || n != 1 {
 		t.Fatalf("the keeper did not end: %v", err)
 	}
