@@ -235,7 +235,7 @@ func (c *connected) attach(ctx context.Context, st *containerState, a Attachment
 	if _, err := e.nets.bringUp(ctx, e, nst.ID); err != nil {
 		return err
 	}
-	ep, nst, err := e.newEndpoint(ctx, nst.ID, st, a)
+	ep, nst, err := e.newEndpoint(ctx, nst.ID, st, "", a)
 	if err != nil {
 		return err
 	}
@@ -386,9 +386,6 @@ func (c *connected) serveNames(st *containerState) error {
 	if err != nil {
 		return err
 	}
-	if !slices.ContainsFunc(c.list, func(one connection) bool { return !one.network.Spec.Internal }) {
-		upstreams = nil // CVE-2024-29018
-	}
 	var udp net.PacketConn
 	var tcp net.Listener
 	err = c.ns.Do(func() (err error) {
@@ -411,7 +408,7 @@ func (c *connected) serveNames(st *containerState) error {
 		return fmt.Errorf("serve names to the container: %w", err)
 	}
 	z := &zone{eng: c.eng, networks: func() []namedNetwork { return c.eng.resolvable(c.id) }}
-	c.resolver = dns.Serve(udp, tcp, dns.Config{Zone: z, Private: c.eng.private(c.id), Upstreams: upstreams, Logger: c.eng.log})
+	c.resolver = dns.Serve(udp, tcp, dns.Config{Zone: z, Private: c.eng.private(c.id), Upstreams: upstreams, Forward: func() bool { return c.eng.hasWayOut(c.id) }, Logger: c.eng.log})
 	return nil
 }
 

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -206,6 +207,15 @@ func checkNetworks(t testing.TB, root string) {
 	tables, err := netdrv.FirewallObjects(context.Background())
 	if err != nil {
 		t.Error(err)
+	}
+	names, err := os.ReadDir(filepath.Join(root, "networknames"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		t.Error(err)
+	}
+	for _, name := range names {
+		if id, err := os.Readlink(filepath.Join(root, "networknames", name.Name())); err != nil || !slices.ContainsFunc(networks, func(n fs.DirEntry) bool { return n.Name() == id }) {
+			t.Errorf("the name of a network, %s, leads to %q, %v", name.Name(), id, err)
+		}
 	}
 	for _, n := range networks {
 		id := n.Name()

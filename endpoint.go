@@ -1,6 +1,7 @@
 package coracle
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -29,6 +30,7 @@ type endpointState struct {
 	Container     string // id
 	ContainerName string // at that time
 	Owner         string // the engine that made it
+	Runs          string // the engine that an attached container ends with, if that is another one
 	Detached      bool   // the container outlives the engine
 	Connected     bool   // the interface is in the container
 	Endpoint      netdrv.Endpoint
@@ -94,29 +96,30 @@ func (e *Engine) lockNetworkAs(ctx context.Context, id string, how func(context.
 	return st, unlock, nil
 }
 
-// newEndpoint takes addresses for a container that is being started, and notes all that has to be freed again.
-func (e *Engine) newEndpoint(ctx context.Context, networkID string, c *containerState, a Attachment) (*endpointState, *networkState, error) {
+// newEndpoint takes addresses for a container that is being started, or runs attached to the engine that is named, and notes
+// all that has to be freed again.
+func (e *Engine) newEndpoint(ctx context.Context, networkID string, c *containerState, runs string, a Attachment) (*endpointState, *networkState, error) {
 	st, unlock, err := e.lockNetworkAs(ctx, networkID, filelock.RLock)
 	if err != nil {
 		return nil, nil, err
 	}
 	defer unlock()
 	ep := &endpointState{
-		Version: stateVersion, ID: newID(endpointIDLength / 2), Container: c.ID, ContainerName: c.Name, Owner: e.owner.id,
+		Version: stateVersion, ID: newID(endpointIDLength / 2), Container: c.ID, ContainerName: c.Name, Owner: e.owner.id, Runs: runs,
 		Detached: c.Spec.Detached, Aliases: a.Aliases, Names: endpointNames(c, a),
 	}
 	ep.Endpoint = netdrv.Endpoint{ID: c.ID, HostInterface: "corv" + ep.ID, MTU: st.Spec.MTU}
+	if ep.Endpoint.MAC, err = hardwareAddr(a.MAC, st, ep); err != nil {
+		return nil, nil, err
+	}
 	if err := e.writeEndpoint(st.ID, ep); err != nil {
 		return nil, nil, err
 	}
 	crashpoint.At("network: endpoint noted")
-	err = e.takeAddresses(ctx, st, ep, a)
-	if err == nil {
-		ep.Endpoint.MAC, err = hardwareAddr(a.MAC, ep)
-	}
-	if err != nil {
+	if err := e.takeAddresses(ctx, st, ep, a); err != nil {
 		return nil, nil, errors.Join(err, e.freeEndpoint(st.ID, ep))
 	}
+	ep.settleMAC()
 	crashpoint.At("network: addresses taken")
 	return ep, st, nil
 }
@@ -137,6 +140,9 @@ func endpointNames(c *containerState, a Attachment) []string {
 
 // takeAddresses takes an address of each subnet.
 func (e *Engine) takeAddresses(ctx context.Context, st *networkState, ep *endpointState, a Attachment) error {
+	if err := st.checkWanted(a); err != nil {
+		return err
+	}
 	for _, s := range st.Subnets {
 		wanted := a.IPv4
 		if s.Prefix.Addr().Is6() {
@@ -154,6 +160,11 @@ func (e *Engine) takeAddresses(ctx context.Context, st *networkState, ep *endpoi
 		}
 		ep.Endpoint.Addresses = append(ep.Endpoint.Addresses, netip.PrefixFrom(addr, s.Prefix.Bits()))
 	}
+	return nil
+}
+
+// checkWanted looks whether the network has the addresses that are asked for.
+func (st *networkState) checkWanted(a Attachment) error {
 	for _, wanted := range []netip.Addr{a.IPv4, a.IPv6} {
 		if wanted.IsValid() && !slices.ContainsFunc(st.Subnets, func(s Subnet) bool { return s.Prefix.Contains(wanted) }) {
 			return fmt.Errorf("%w: the address %v is not in a subnet of the network %q", ErrInvalid, wanted, st.Name)
@@ -183,9 +194,21 @@ func (e *Engine) takeWanted(ctx context.Context, st *networkState, s Subnet, ep 
 		if err != nil {
 			return err
 		}
-		holder, err := e.readEndpoint(st.ID, id)
-		if err == nil && !holder.over {
+		switch holder, err := e.readEndpoint(st.ID, id); {
+		case errors.Is(err, fs.ErrNotExist): // freed meanwhile, or forgotten by who was killed
+			if err := e.freeAddress(st.ID, addr.String(), id); err != nil {
+				return err
+			}
+			continue
+		case err != nil:
+			return err
+		case !e.endpointOver(holder):
 			return fmt.Errorf("%w: the address %v is the container %q's", ErrInUse, addr, holder.ContainerName)
+		case !e.beingFreed(holder):
+			if err := e.reclaim(ctx, st, holder); err != nil {
+				return err
+			}
+			continue
 		}
 		if !sleep(ctx, 2*time.Millisecond) {
 			return fmt.Errorf("wait for the address %v: %w", addr, context.Cause(ctx))
@@ -238,9 +261,8 @@ func usable(p netip.Prefix, a netip.Addr) bool {
 	return !a.Is4() || p.Contains(a.Next()) // the last address of IPv4 is for all
 }
 
-// hardwareAddr is the MAC of the spec, or one that is made of the IPv4 address, so that caches of those who have known the
-// address stay right, or a random one.
-func hardwareAddr(wanted string, ep *endpointState) (net.HardwareAddr, error) {
+// hardwareAddr is the MAC of the spec, or a random one where there is no IPv4; else settleMAC knows it later.
+func hardwareAddr(wanted string, st *networkState, ep *endpointState) (net.HardwareAddr, error) {
 	if wanted != "" {
 		mac, err := net.ParseMAC(wanted)
 		if err != nil || len(mac) != 6 || mac[0]&1 != 0 || slices.Max(mac) == 0 {
@@ -248,14 +270,20 @@ func hardwareAddr(wanted string, ep *endpointState) (net.HardwareAddr, error) {
 		}
 		return mac, nil
 	}
-	mac := net.HardwareAddr{0x02, 0x42, 0, 0, 0, 0}
-	if v4, _ := ep.addresses(); v4.IsValid() {
-		a := v4.As4()
-		copy(mac[2:], a[:])
-	} else {
-		rand.Read(mac[1:])
+	if st.gateway(true).IsValid() {
+		return nil, nil
 	}
+	mac := net.HardwareAddr{0x02, 0x42, 0, 0, 0, 0}
+	rand.Read(mac[1:])
 	return mac, nil
+}
+
+// settleMAC makes a MAC of the IPv4 address, so that caches of those who have known the address stay right.
+func (ep *endpointState) settleMAC() {
+	if v4, _ := ep.addresses(); ep.Endpoint.MAC == nil && v4.IsValid() {
+		a := v4.As4()
+		ep.Endpoint.MAC = append(net.HardwareAddr{0x02, 0x42}, a[:]...)
+	}
 }
 
 func (e *Engine) endpointsDir(networkID string) string {
@@ -306,19 +334,31 @@ func (e *Engine) endpoints(networkID string) ([]*endpointState, error) {
 	return list, nil
 }
 
-// endpointOver reports whether the container of the endpoint has ended, or its program was killed before it ran.
+// endpointOver reports whether the container of the endpoint has ended, or whoever was connecting it was killed before the
+// interface was there.
 func (e *Engine) endpointOver(ep *endpointState) bool {
-	if ep.over {
+	switch {
+	case ep.over:
 		return true
-	}
-	if e.ownerAlive(ep.Owner) {
-		return false
-	}
-	if !ep.Detached {
-		return true
+	case !ep.Connected:
+		return !e.ownerAlive(ep.Owner)
+	case !ep.Detached:
+		return !e.ownerAlive(cmp.Or(ep.Runs, ep.Owner))
+	case e.ownerAlive(ep.Owner):
+		return false // perhaps it is being started
 	}
 	st, err := e.readState(ep.Container)
-	return err != nil || !e.derived(st).kept()
+	if err != nil || !e.derived(st).kept() {
+		return true
+	}
+	// Or it is of an earlier start, whose program was killed.
+	r, err := e.endpointRefs(ep.Container)
+	return err == nil && !slices.ContainsFunc(r.Endpoints, func(ref endpointRef) bool { return ref.Endpoint == ep.ID })
+}
+
+// beingFreed reports whether a program that lives may be freeing an endpoint that is over, and waits for the kernel.
+func (e *Engine) beingFreed(ep *endpointState) bool {
+	return linkExists(ep.Endpoint.HostInterface) && (e.ownerAlive(ep.Owner) || ep.Runs != "" && e.ownerAlive(ep.Runs))
 }
 
 // endEndpoint notes that the container has ended: its names lead nowhere from now on.
@@ -369,8 +409,9 @@ func (e *Engine) sweepEndpoints(ctx context.Context, st *networkState) (left int
 	if err != nil {
 		return 0, err
 	}
+	os.Remove(filepath.Join(e.networkDir(st.ID), "network.json.new")) // nobody is writing it
 	for _, ep := range endpoints {
-		if !e.endpointOver(ep) || e.ownerAlive(ep.Owner) {
+		if !e.endpointOver(ep) || e.beingFreed(ep) {
 			left++
 			continue
 		}
@@ -436,18 +477,56 @@ func (e *Engine) sweepOrphanedEndpoints(networkID string) error {
 // reclaim frees the endpoint of a container that is gone, with what the driver has of it, when the kernel has removed its
 // interface.
 func (e *Engine) reclaim(ctx context.Context, st *networkState, ep *endpointState) error {
-	if err := e.endEndpoint(st.ID, ep); err != nil {
+	e.completeEndpoint(st, ep)
+	if !ep.over {
+		e.endEndpoints([]connection{{st, ep}})
+	}
+	driver, err := e.nets.driver(e, st.driver())
+	if err != nil {
 		return err
 	}
-	if err := awaitLinkGone(ctx, ep.Endpoint.HostInterface); err != nil {
+	network := st.network(e.root)
+	if ep.Connected || !linkExists(ep.Endpoint.HostInterface) {
+		err = awaitLinkGone(ctx, ep.Endpoint.HostInterface)
+	} else {
+		err = errLinkStays // whoever was connecting a container that runs was killed
+	}
+	if errors.Is(err, errLinkStays) && ep.Endpoint.MAC != nil {
+		// Who has the namespace, another container for example that shares it, goes on without the interface.
+		err = driver.Disconnect(ctx, network, &ep.Endpoint, nil)
+	}
+	if err != nil {
 		return err
 	}
 	if ep.Endpoint.MAC != nil {
-		if driver, err := e.nets.driver(e, st.driver()); err == nil {
-			if err := driver.Forget(ctx, st.network(e.root), []*netdrv.Endpoint{&ep.Endpoint}); err != nil {
-				return err
-			}
+		if err := driver.Forget(ctx, network, []*netdrv.Endpoint{&ep.Endpoint}); err != nil {
+			return err
 		}
 	}
 	return e.freeEndpoint(st.ID, ep)
+}
+
+// completeEndpoint finds the addresses of an endpoint whose program was killed before it had written them into the record.
+func (e *Engine) completeEndpoint(st *networkState, ep *endpointState) {
+	if ep.Connected || len(ep.Endpoint.Addresses) > 0 {
+		return
+	}
+	ep.Endpoint.Interface = cmp.Or(ep.Endpoint.Interface, "eth0") // whichever: the host's end is what counts
+	entries, err := os.ReadDir(filepath.Join(e.networkDir(st.ID), "addresses"))
+	if err != nil {
+		return
+	}
+	for _, entry := range entries {
+		id, err := os.Readlink(filepath.Join(e.networkDir(st.ID), "addresses", entry.Name()))
+		if err != nil || id != ep.ID {
+			continue
+		}
+		addr, err := netip.ParseAddr(entry.Name())
+		for _, s := range st.Subnets {
+			if err == nil && s.Prefix.Contains(addr) {
+				ep.Endpoint.Addresses = append(ep.Endpoint.Addresses, netip.PrefixFrom(addr, s.Prefix.Bits()))
+			}
+		}
+	}
+	ep.settleMAC()
 }

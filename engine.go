@@ -196,11 +196,10 @@ func (e *Engine) release() error {
 	var errs []error
 	errs = append(errs, e.launcher.Close())
 	e.commands.close()
-	errs = append(errs, e.closeEvents())
 	if e.launcher.Dir != "" {
 		errs = append(errs, os.RemoveAll(e.launcher.Dir))
 	}
-	errs = append(errs, e.nets.close(e))
+	errs = append(errs, e.nets.close(e), e.closeEvents())
 	if e.owner != nil {
 		errs = append(errs, e.owner.close())
 	}

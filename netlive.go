@@ -41,6 +41,13 @@ func (e *Engine) connectLive(ctx context.Context, c *Container, networkID string
 	if mode, _ := st.Spec.networkMode(); mode != "" {
 		return fmt.Errorf("%w: the container %q has no network of its own, but %q", ErrInvalid, st.Name, st.Spec.Networks[0].Network)
 	}
+	nst, err := e.readNetwork(networkID) // else another one may have its name by now
+	if err != nil {
+		return err
+	}
+	if err := nst.checkWanted(a); err != nil {
+		return err
+	}
 	before := st.Spec.attachments()
 	if i, err := e.attachmentTo(before, networkID); err != nil || i >= 0 {
 		return cmp.Or(err, fmt.Errorf("the container %q is connected: %w", st.Name, fs.ErrExist))
@@ -123,15 +130,20 @@ func (e *Engine) plugLive(ctx context.Context, c *Container, st *containerState,
 	if err != nil {
 		return nil, err
 	}
-	ep, nst, err := e.newEndpoint(ctx, networkID, st, a)
+	for _, other := range present {
+		if other.network.ID == networkID { // whoever was connecting or disconnecting it was killed
+			record.Endpoints = slices.DeleteFunc(record.Endpoints, func(r endpointRef) bool { return r.Endpoint == other.state.ID })
+			e.unplug(ctx, st, other, ns, record)
+		}
+	}
+	ep, nst, err := e.newEndpoint(ctx, networkID, st, st.Owner, a)
 	if err != nil {
 		return nil, err
 	}
 	one := connection{nst, ep}
-	undo = func() { e.unplug(context.WithoutCancel(ctx), st, one, ns, record) }
 	defer func() {
 		if err != nil {
-			undo()
+			e.unplug(context.WithoutCancel(ctx), st, one, ns, record)
 		}
 	}()
 	if ep.Endpoint.Interface = a.Interface; ep.Endpoint.Interface == "" {
@@ -143,7 +155,11 @@ func (e *Engine) plugLive(ctx context.Context, c *Container, st *containerState,
 			}
 		}
 	}
-	// Before the interface: whoever sees to the container's end knows of it.
+	// Before the interface: whoever sees to the container's end knows of it, and whoever finds this program killed can take
+	// it out again.
+	if err := e.writeEndpoint(nst.ID, ep); err != nil {
+		return nil, err
+	}
 	after := endpointsRecord{Version: stateVersion, Endpoints: append(slices.Clone(record.Endpoints), endpointRef{nst.ID, nst.Name, ep.ID})}
 	if err := statefile.Write(e.containerDir(st.ID), endpointsFile, after); err != nil {
 		return nil, err
@@ -206,53 +222,62 @@ func (e *Engine) disconnectLive(ctx context.Context, c *Container, networkID str
 	if err != nil {
 		return err
 	}
+	was := false
+	if alive(st) {
+		if was, err = e.unplugLive(ctx, c, st, networkID); err != nil {
+			return err
+		}
+	}
+	if i < 0 && was {
+		return nil // whoever was connecting it was killed before that was noted
+	}
 	if i < 0 {
 		return fmt.Errorf("the container %q is not connected: %w", st.Name, fs.ErrNotExist)
 	}
 	after := slices.Delete(slices.Clone(before), i, i+1)
-	if alive(st) {
-		if err := e.unplugLive(ctx, c, st, networkID); err != nil {
-			return err
-		}
-	}
 	return e.change(st.ID, func(ch *containerChanges) { ch.Networks = &after })
 }
 
-func (e *Engine) unplugLive(ctx context.Context, c *Container, st *containerState, networkID string) error {
+// unplugLive takes a container that runs out of a network, and reports whether it was in it.
+func (e *Engine) unplugLive(ctx context.Context, c *Container, st *containerState, networkID string) (was bool, err error) {
 	list, err := e.endpointsOf(st.ID)
 	if err != nil {
-		return err
+		return false, err
 	}
 	i := slices.IndexFunc(list, func(one connection) bool { return one.network.ID == networkID && !one.state.over })
 	if i < 0 {
-		return nil // since its start the spec has been changed, and the start was not seen
+		return false, nil // since its start the spec has been changed, and the start was not seen
 	}
-	if len(list[i].state.Ports) > 0 {
-		return fmt.Errorf("%w: %v is published from it: stop the container first", ErrInUse, list[i].state.Ports[0])
+	one := list[i]
+	if len(one.state.Ports) > 0 {
+		return false, fmt.Errorf("%w: %v is published from it: stop the container first", ErrInUse, one.state.Ports[0])
 	}
 	record, err := e.endpointRefs(st.ID)
 	if err != nil {
-		return err
+		return false, err
 	}
-	record.Endpoints = slices.DeleteFunc(record.Endpoints, func(r endpointRef) bool { return r.Endpoint == list[i].state.ID })
+	record.Endpoints = slices.DeleteFunc(record.Endpoints, func(r endpointRef) bool { return r.Endpoint == one.state.ID })
 	ns, err := c.namespaceOf()
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer ns.Close()
-	driver, err := e.nets.driver(e, list[i].network.driver())
+	driver, err := e.nets.driver(e, one.network.driver())
 	if err != nil {
-		return err
+		return false, err
 	}
-	if err := driver.Disconnect(ctx, list[i].network.network(e.root), &list[i].state.Endpoint, ns); err != nil {
-		return err
+	if one.state.Endpoint.MAC != nil {
+		if err := driver.Disconnect(ctx, one.network.network(e.root), &one.state.Endpoint, ns); err != nil {
+			return false, err
+		}
 	}
 	crashpoint.At("disconnect: interface gone")
 	e.endEndpoints(list[i : i+1])
-	if err := e.reclaim(ctx, list[i].network, list[i].state); err != nil {
-		return err
+	if err := e.reclaim(ctx, one.network, one.state); err != nil {
+		return false, err
 	}
-	return statefile.Write(e.containerDir(st.ID), endpointsFile, record)
+	crashpoint.At("disconnect: freed")
+	return true, statefile.Write(e.containerDir(st.ID), endpointsFile, record)
 }
 
 // endpointRefs reads endpoints.json.
@@ -266,6 +291,17 @@ func (e *Engine) endpointRefs(id string) (endpointsRecord, error) {
 		err = fmt.Errorf("connections of container %s (version %d): %w", id, r.Version, ErrCorrupt)
 	}
 	return r, err
+}
+
+// hasWayOut reports whether a container is on a network that is not internal, at this moment: else nothing that it asks may
+// leave the host either (CVE-2024-29018).
+func (e *Engine) hasWayOut(id string) bool {
+	for _, n := range e.resolvable(id) {
+		if st, err := e.readNetwork(n.id); err == nil && !st.Spec.Internal {
+			return true
+		}
+	}
+	return false
 }
 
 // resolvable are the networks whose names a container can resolve, at this moment, whoever has connected it.

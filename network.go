@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/coracle-dev/coracle/internal/crashpoint"
 	"github.com/coracle-dev/coracle/internal/statefile"
 	"github.com/coracle-dev/coracle/netdrv"
 )
@@ -357,7 +358,7 @@ func (e *Engine) awaitFree(ctx context.Context, st *networkState) error {
 			return nil
 		}
 		for _, ep := range endpoints {
-			if !linkExists(ep.Endpoint.HostInterface) && !e.ownerAlive(ep.Owner) {
+			if !e.beingFreed(ep) {
 				if err := e.reclaim(ctx, st, ep); err != nil {
 					return err
 				}
@@ -483,29 +484,40 @@ func (e *Engine) addNetwork(st *networkState) (err error) {
 	if err := statefile.WriteSynced(making, "network.json", st); err != nil {
 		return err
 	}
+	crashpoint.At("network: state written")
 	if err := os.Rename(making, e.networkDir(st.ID)); err != nil {
 		return err
 	}
+	crashpoint.At("network: in sight")
 	if err := os.Symlink(st.ID, filepath.Join(e.networkNamesDir(), st.Name)); err != nil {
 		if errors.Is(err, fs.ErrExist) {
 			err = fmt.Errorf("the name %q is taken: %w: remove that network or choose another name", st.Name, fs.ErrExist)
 		}
 		return errors.Join(err, os.RemoveAll(e.networkDir(st.ID)))
 	}
+	crashpoint.At("network: has its name")
 	return errors.Join(syncDirectory(e.networksDir()), syncDirectory(e.networkNamesDir()))
 }
 
 // removeNetwork removes the files of a network that nobody is connected to. It is locked.
 func (e *Engine) removeNetwork(st *networkState) error {
 	if e.networkNamed(st.Name) == st.ID {
+		// If this is as far as it comes, the network without a name is not taken for one that its maker is about to name.
+		st.Owner = e.owner.id
+		if err := statefile.Write(e.networkDir(st.ID), "network.json", st); err != nil {
+			return err
+		}
+		crashpoint.At("network: about to lose its name")
 		if err := os.Remove(filepath.Join(e.networkNamesDir(), st.Name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}
+	crashpoint.At("network: name gone")
 	removing := e.transientNet(st.ID)
 	if err := os.Rename(e.networkDir(st.ID), removing); err != nil {
 		return err
 	}
+	crashpoint.At("network: out of sight")
 	return os.RemoveAll(removing)
 }
 

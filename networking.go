@@ -113,6 +113,9 @@ func (e *Engine) lockHost(ctx context.Context) (func(), error) {
 	}, nil
 }
 
+// errLinkStays says that an interface outlives its container.
+var errLinkStays = errors.New("the interface of a container that has ended is still there: another process has its network namespace")
+
 // upMark is networks/<id>/onhost: something of the network may be on the host.
 const upMark = "onhost"
 
@@ -131,7 +134,12 @@ func (n *networking) bringUp(ctx context.Context, e *Engine, id string) (*upNetw
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if u.state != nil {
-		return u, nil
+		if u.driver == nil || u.state.driver() != "bridge" || linkExists(u.net.Interface()) {
+			return u, nil
+		}
+		// Whoever was removing the network was killed, or somebody has removed the bridge.
+		u.state = nil
+		u.lock.Close()
 	}
 	return u, u.bring(ctx, e, id)
 }

@@ -2,7 +2,6 @@ package coracle
 
 import (
 	"context"
-	"fmt"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -23,13 +22,14 @@ func linkExists(name string) bool {
 }
 
 // linkWait bounds how long the kernel may take to remove the interface of a container that is gone.
-const linkWait = 10 * time.Second
+const linkWait = 2 * time.Second
 
-// awaitLinkGone waits until the kernel has removed the host's end of a container's interface.
+// awaitLinkGone waits until the kernel has removed the host's end of a container's interface. The error is errLinkStays if
+// it does not, since another process has the container's network namespace.
 func awaitLinkGone(ctx context.Context, name string) error {
 	for end, pause := time.Now().Add(linkWait), 4*time.Millisecond; linkExists(name); pause = min(2*pause, 64*time.Millisecond) {
 		if time.Now().After(end) {
-			return fmt.Errorf("the interface %s of a container that has ended is still there: another process has its network namespace", name)
+			return errLinkStays
 		}
 		if !sleep(ctx, pause) {
 			return context.Cause(ctx)

@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -37,11 +38,14 @@ func FirewallObjects(ctx context.Context) ([]FirewallObject, error) {
 			continue
 		}
 		family := cmp.Or(familyNames[t.family], strconv.Itoa(int(t.family)))
-		all = append(all, FirewallObject{Family: family, Table: t.name, Kind: "table", Reason: t.comment()})
 		in, err := nf.list(t, family)
+		if errors.Is(err, unix.ENOENT) {
+			continue // it has gone meanwhile, with the program that it was of
+		}
 		if err != nil {
 			return nil, nfErr("list the table "+t.name, err)
 		}
+		all = append(all, FirewallObject{Family: family, Table: t.name, Kind: "table", Reason: t.comment()})
 		all = append(all, in...)
 	}
 	for _, family := range []uint8{unix.NFPROTO_IPV4, unix.NFPROTO_IPV6} {

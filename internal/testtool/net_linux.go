@@ -17,6 +17,9 @@ import (
 //	lookup NAME            prints the addresses of the name, sorted
 //	lookup-addr ADDRESS    prints the names of the address
 //	interfaces             prints a line for each interface but loopback
+//	lookup-at SERVER NAME  asks a server, ADDRESS:PORT, for the IPv4 addresses of the name
+//
+// And some that do harm, see nethostile_linux.go.
 func networkCommand(args []string) int {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
@@ -56,6 +59,18 @@ func networkCommand(args []string) int {
 		}
 		slices.Sort(list)
 		fmt.Println(strings.Join(list, " "))
+	case "lookup-at":
+		server := args[1]
+		resolver.Dial = func(ctx context.Context, network, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, network, server)
+		}
+		list, err := resolver.LookupIP(ctx, "ip4", args[2])
+		if err != nil {
+			return fail(err)
+		}
+		fmt.Println(list[0])
+	case "dns", "dns-flood", "frames", "flows":
+		return hostileNetworkCommand(args)
 	case "interfaces":
 		list, err := net.Interfaces()
 		if err != nil {

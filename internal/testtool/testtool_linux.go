@@ -68,7 +68,7 @@ func Run(args []string) int {
 	switch args[0] {
 	case "true":
 		return 0
-	case "dial", "lookup", "lookup-addr", "interfaces":
+	case "dial", "lookup", "lookup-addr", "interfaces", "lookup-at", "dns", "dns-flood", "frames", "flows":
 		return networkCommand(args)
 	case "exit":
 		return number(1)

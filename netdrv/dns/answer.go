@@ -23,7 +23,7 @@ func (s *Server) answer(msg []byte, tcp bool) ([]byte, *query) {
 	switch {
 	case known:
 		return q.reply(dnsmessage.RCodeSuccess, true, records), nil
-	case ours || len(s.upstreams) == 0:
+	case ours || !s.forwards():
 		return q.reply(dnsmessage.RCodeNameError, true, nil), nil
 	}
 	return nil, q

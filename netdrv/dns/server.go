@@ -33,6 +33,8 @@ type Config struct {
 	Private func(netip.Addr) bool
 	// Upstreams are who is asked for everything else, in this order. Empty means that nobody is.
 	Upstreams []netip.AddrPort
+	// Forward reports whether they may be asked at this moment. Nil means always.
+	Forward func() bool
 	// Logger receives what is worth knowing and is no error. Nil discards.
 	Logger *slog.Logger
 	// Limits bound what clients can use. The zero value means the defaults.
@@ -126,6 +128,10 @@ func newServer(config Config) *Server {
 	s.pace.rate = float64(s.limits.Rate)
 	s.closing, s.stop = context.WithCancel(context.Background())
 	return s
+}
+
+func (s *Server) forwards() bool {
+	return len(s.upstreams) > 0 && (s.config.Forward == nil || s.config.Forward())
 }
 
 // Close closes the sockets and the connections, gives up the queries that wait for upstreams and waits for all goroutines

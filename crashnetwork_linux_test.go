@@ -1,0 +1,141 @@
+package coracle_test
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"strings"
+
+	"github.com/coracle-dev/coracle"
+)
+
+// What the crash walk does to networks.
+
+func networkScenarios() map[string]*walkScenario {
+	on := func(spec coracle.ContainerSpec) coracle.ContainerSpec {
+		spec.Networks, spec.Ports = onNetworks("app"), []coracle.Port{{Container: 80}}
+		return spec
+	}
+	kept := on(coracle.ContainerSpec{Image: "tool", Args: []string{"exit", "3"}, Detached: true})
+	long := coracle.ContainerSpec{Image: "tool", Args: []string{"stubborn"}, Detached: true}
+	return map[string]*walkScenario{
+		"network-create": {root: "tool", beside: true, act: makeNetwork, state: hasNetwork, legal: []string{"no", "app:"}, end: "app:"},
+		"network-remove": {root: "tool", beside: true, before: makeNetwork, act: both(useNetwork, removeNetwork), state: hasNetwork, legal: []string{"no", "app:"}, end: "no"},
+		"network-start": {root: "tool", beside: true, timing: true, before: both(makeNetwork, drop("box"), create("box", on(obey))), act: both(start("box"), stop("box")),
+			state: hasNetwork, legal: []string{"app:"}, end: "app:"},
+		"network-close": {root: "tool", timing: true, before: both(makeNetwork, create("box", on(obey)), start("box")), act: func(*walkWorld) error { return nil },
+			state: hasNetwork, legal: []string{"app:"}, end: "app:"},
+		"network-detached": {root: "tool", keeps: true, timing: true, before: both(makeNetwork, drop("kept")), act: both(create("kept", kept), start("kept"), waitKept(3)),
+			state: hasNetwork, legal: []string{"app:"}, end: "app:"},
+		"network-connect": {root: "tool", timing: true, before: both(makeNetwork, drop("box"), create("box", obey), start("box")),
+			act: both(connectTo("box"), disconnectFrom("box"), connectTo("box"), stop("box")), state: hasNetwork, legal: []string{"app:"}, end: "app:"},
+		// A container that goes on when the program that connects it dies.
+		"network-connect-detached": {root: "tool", keeps: true, timing: true, before: both(makeNetwork, create("kept", long), start("kept")),
+			act: both(connectTo("kept"), disconnectFrom("kept"), connectTo("kept"), killKept), state: hasNetwork, legal: []string{"app:"}, end: "app:"},
+		"network-sweep": {root: "tool", opens: true, timing: true, before: leaveNetworks, act: openOrGoOn, state: hasNetwork, legal: []string{"app:"}, end: "app:"},
+	}
+}
+
+func makeNetwork(w *walkWorld) error {
+	_, err := w.eng.CreateNetwork(w.ctx, &coracle.NetworkSpec{Name: "app", IPv6: true})
+	if errors.Is(err, fs.ErrExist) {
+		err = nil
+	}
+	return err
+}
+
+// useNetwork brings it up.
+func useNetwork(w *walkWorld) error {
+	return w.eng.Run(w.ctx, &coracle.ContainerSpec{Image: "tool", Args: []string{"true"}, Networks: onNetworks("app")})
+}
+
+func removeNetwork(w *walkWorld) error {
+	n, err := w.eng.Network(w.ctx, "app")
+	if err == nil {
+		err = n.Remove(w.ctx)
+	}
+	return err
+}
+
+// hasNetwork tells whether there is the network, and who is in it.
+func hasNetwork(w *walkWorld) (string, error) {
+	n, err := w.eng.Network(w.ctx, "app")
+	if errors.Is(err, fs.ErrNotExist) {
+		list, err := w.eng.Networks(w.ctx, nil)
+		if slices.ContainsFunc(list, func(n *coracle.Network) bool { return n.Name() == "app" }) {
+			return "listed, but not found", err
+		}
+		return "no", err
+	}
+	if err != nil {
+		return "", err
+	}
+	info, err := n.Inspect(w.ctx)
+	if err != nil {
+		return "", err
+	}
+	var in []string
+	for _, ep := range info.Endpoints {
+		in = append(in, ep.Container)
+	}
+	return "app:" + strings.Join(in, " "), nil
+}
+
+// connectTo connects a container that runs, unless it is connected, and looks whether it has the interface.
+func connectTo(name string) func(*walkWorld) error {
+	return with(name, func(w *walkWorld, c *coracle.Container) error {
+		n, err := w.eng.Network(w.ctx, "app")
+		if err == nil {
+			err = n.Connect(w.ctx, c, nil)
+		}
+		if errors.Is(err, fs.ErrExist) {
+			err = nil
+		}
+		if err != nil {
+			return err
+		}
+		return wantInterfaces(w, c, 2)
+	})
+}
+
+func disconnectFrom(name string) func(*walkWorld) error {
+	return with(name, func(w *walkWorld, c *coracle.Container) error {
+		n, err := w.eng.Network(w.ctx, "app")
+		if err == nil {
+			err = n.Disconnect(w.ctx, c)
+		}
+		if err != nil {
+			return err
+		}
+		return wantInterfaces(w, c, 1)
+	})
+}
+
+func wantInterfaces(w *walkWorld, c *coracle.Container, want int) error {
+	info, err := c.Inspect(w.ctx)
+	if err != nil {
+		return err
+	}
+	out, err := c.Command("/tool", "interfaces").Output(w.ctx)
+	if n := strings.Count(string(out), "\n"); err != nil || n != want || len(info.Networks) != want {
+		return fmt.Errorf("%d interfaces instead of %d: %s, %v; %+v", n, want, out, err, info.Networks)
+	}
+	return nil
+}
+
+var killKept = with("kept", func(w *walkWorld, c *coracle.Container) error {
+	return c.Stop(w.ctx, &coracle.StopOptions{Timeout: coracle.StopAtOnce})
+})
+
+// leaveNetworks leaves what programs do that die with containers on networks, and no engine.
+func leaveNetworks(w *walkWorld) error {
+	if w.eng != nil {
+		return nil
+	}
+	out, state, err := walkOrder{Scenario: "network-start", Root: w.root, Cut: "network: named #1"}.program()
+	if err == nil && state.Success() {
+		err = fmt.Errorf("the program has not died: %s", out)
+	}
+	return err
+}
