@@ -246,7 +246,9 @@ func TestEventSequences(t *testing.T) {
 
 // TestEventOrder: who gets an event finds what it tells of, also in another program.
 func TestEventOrder(t *testing.T) {
-	ctx, eng := t.Context(), engine(t)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	eng := engine(t)
 	toolImage(t, eng, nil)
 	other, err := coracle.Open(ctx, coracle.Config{Root: eng.Root()})
 	if err != nil {
