@@ -249,7 +249,9 @@ func TestEventSequences(t *testing.T) {
 
 // TestEventOrder: who gets an event finds what it tells of, also in another program.
 func TestEventOrder(t *testing.T) {
-	ctx, eng := t.Context(), engine(t)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	eng := engine(t)
 	toolImage(t, eng, nil)
 	other, err := coracle.Open(ctx, coracle.Config{Root: eng.Root()})
 	if err != nil {
@@ -258,7 +260,7 @@ func TestEventOrder(t *testing.T) {
 	defer other.Close()
 	following := other.Events(ctx, &coracle.EventOptions{Follow: true, Filter: coracle.EventFilter{Types: []coracle.EventType{coracle.EventContainer}}})
 	const rounds = 20
-	failed := make(chan error, 1)
+	failed, looked := make(chan error, 1), make(chan struct{}, rounds)
 	go func() {
 		failed <- func() error {
 			for range rounds {
@@ -272,7 +274,11 @@ func TestEventOrder(t *testing.T) {
 				if _, err := c.Wait(ctx); err != nil {
 					return err
 				}
-				time.Sleep(10 * time.Millisecond)
+				select {
+				case <-looked: // at the container's end: it has to be there for that
+				case <-ctx.Done():
+					return ctx.Err()
+				}
 				if err := c.Remove(ctx, nil); err != nil {
 					return err
 				}
@@ -308,6 +314,9 @@ func TestEventOrder(t *testing.T) {
 			t.Errorf("at start the container is %s", info.Status)
 		case ev.Action == coracle.ActionDie && (info.Status != coracle.StatusExited || info.Exit == nil || info.Exit.Code != 0):
 			t.Errorf("at die the container is %s with exit status %v", info.Status, info.Exit)
+		}
+		if ev.Action == coracle.ActionDie {
+			looked <- struct{}{}
 		}
 	}
 	if err := <-failed; err != nil {
