@@ -459,6 +459,7 @@ func (c *connected) end() {
 	if c.resolver != nil {
 		c.resolver.Close()
 	}
+	e.endEndpoints(c.list)
 	e.nets.ending.Go(func() {
 		ctx := context.Background()
 		if c.publisher != nil {
@@ -476,7 +477,6 @@ func (c *connected) end() {
 		closeAll(c.held) // not before: whoever takes the port next would see his connections go to the container
 		c.free(ctx)
 	})
-	e.endEndpoints(c.list)
 }
 
 func (c *connected) free(ctx context.Context) { c.eng.freeConnections(ctx, c.list) }
@@ -484,11 +484,12 @@ func (c *connected) free(ctx context.Context) { c.eng.freeConnections(ctx, c.lis
 // endEndpoints notes that a container has ended.
 func (e *Engine) endEndpoints(list []connection) {
 	for _, one := range list {
-		if err := e.endEndpoint(one.network.ID, one.state); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		first, err := e.endEndpoint(one.network.ID, one.state)
+		if err != nil {
 			e.log.Warn("note that a container has left a network", "container", one.state.ContainerName, "network", one.network.Name, "error", err)
 		}
 		e.refreshHosts(context.Background(), one.network.ID)
-		if one.state.Connected {
+		if first && one.state.Connected {
 			e.emitNetwork(one.network, ActionDisconnect, one.state.Container)
 		}
 	}
