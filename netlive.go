@@ -1,7 +1,6 @@
 package coracle
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -49,10 +48,19 @@ func (e *Engine) connectLive(ctx context.Context, c *Container, networkID string
 		return err
 	}
 	before := st.Spec.attachments()
-	if i, err := e.attachmentTo(before, networkID); err != nil || i >= 0 {
-		return cmp.Or(err, fmt.Errorf("the container %q is connected: %w", st.Name, fs.ErrExist))
+	i, err := e.attachmentTo(before, networkID)
+	if err != nil {
+		return err
 	}
-	after := append(slices.Clone(before), a)
+	after := slices.Clone(before)
+	switch {
+	case i < 0:
+		after = append(after, a)
+	case alive(st) && e.cutOff(st.ID, nst):
+		after[i] = a
+	default:
+		return fmt.Errorf("the container %q is connected: %w", st.Name, fs.ErrExist)
+	}
 	next := st.Spec
 	if next.Networks = after; next.validateNetworks() != nil {
 		return fmt.Errorf("%w: %w", ErrInvalid, next.validateNetworks())
@@ -90,6 +98,14 @@ func (e *Engine) attachmentTo(list []Attachment, networkID string) (int, error) 
 		}
 	}
 	return -1, nil
+}
+
+// cutOff reports whether a container that runs and is to be in a network is not: whoever was disconnecting it was killed.
+func (e *Engine) cutOff(id string, st *networkState) bool {
+	list, err := e.endpointsOf(id)
+	return err == nil && !slices.ContainsFunc(list, func(one connection) bool {
+		return one.network.ID == st.ID && one.state.Connected && !one.state.over && (st.driver() != "bridge" || linkExists(one.state.Endpoint.HostInterface))
+	})
 }
 
 // namespaceOf opens the network namespace of a container that runs.
