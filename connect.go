@@ -241,7 +241,9 @@ func (c *connected) attach(ctx context.Context, st *containerState, a Attachment
 	}
 	c.list = append(c.list, connection{nst, ep})
 	ep.Endpoint.Interface = cmp.Or(a.Interface, fmt.Sprint("eth", i))
-	return nil
+	// From here on nobody takes it down, but who was removing it before may have been killed halfway.
+	_, err = e.nets.bringUp(ctx, e, nst.ID)
+	return err
 }
 
 // networkFor finds the network of an attachment. The default network is made when it is first needed.

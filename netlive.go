@@ -162,6 +162,9 @@ func (e *Engine) plugLive(ctx context.Context, c *Container, st *containerState,
 			e.unplug(context.WithoutCancel(ctx), st, one, ns, record)
 		}
 	}()
+	if _, err := e.nets.bringUp(ctx, e, networkID); err != nil { // see attach
+		return nil, err
+	}
 	if ep.Endpoint.Interface = a.Interface; ep.Endpoint.Interface == "" {
 		for i := 0; ; i++ {
 			name := fmt.Sprint("eth", i)
@@ -181,11 +184,12 @@ func (e *Engine) plugLive(ctx context.Context, c *Container, st *containerState,
 		return nil, err
 	}
 	crashpoint.At("connect: noted")
-	if err := e.plug(ctx, one, ns); err != nil {
-		return nil, err
-	}
-	if !alive(st) {
+	err = e.plug(ctx, one, ns)
+	if !alive(st) { // and the kernel may have removed the interface before it was complete
 		return nil, ErrNotRunning
+	}
+	if err != nil {
+		return nil, err
 	}
 	// The namespace may be closed by the caller's undo only while it is open.
 	undo = func() {
