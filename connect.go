@@ -486,6 +486,9 @@ func (c *connected) free(ctx context.Context) { c.eng.freeConnections(ctx, c.lis
 // endEndpoints notes that a container has ended.
 func (e *Engine) endEndpoints(list []connection) {
 	for _, one := range list {
+		if one.state.over {
+			continue // somebody has done so
+		}
 		first, err := e.endEndpoint(one.network.ID, one.state)
 		if err != nil {
 			e.log.Warn("note that a container has left a network", "container", one.state.ContainerName, "network", one.network.Name, "error", err)

@@ -154,6 +154,7 @@ func (e *Engine) discardThen(ctx context.Context, st *containerState, gone func(
 		errs = append(errs, err)
 	}
 	crashpoint.At("discard: cgroup gone")
+	e.endConnections(st.ID) // of a detached container whose end nobody has noted
 	errs = append(errs, e.store.RemoveSnapshot(ctx, st.ID))
 	crashpoint.At("discard: snapshot gone")
 	errs = append(errs, e.removeName(st.Name, st.ID))

@@ -149,7 +149,7 @@ func (c *Container) specOfStart(ctx context.Context, st *containerState) (*specs
 			return nil, err
 		case st.kept() && err != nil:
 			return nil, ErrNotRunning // it was there before the container was noted: it is being removed
-		case late || st.Spec.AutoRemove:
+		case late || st.Spec.AutoRemove && st.Resolved.Health == nil: // see monitor
 			return nil, &UnsupportedError{Feature: "a command in a container with AutoRemove that another engine has started",
 				Fix: "use the engine that has started it, or remove it yourself in the end"}
 		}

@@ -228,14 +228,18 @@ func TestHealthPaused(t *testing.T) {
 	toolImage(t, eng, nil)
 	stop := supervised(t, eng)
 	spec := healthCheck("sleep", "50")
-	spec.Timeout, spec.Retries = 300*time.Millisecond, 1
+	timeout := 300 * time.Millisecond
+	if testutil.InVM() {
+		timeout = 3 * time.Second // as long as an emulated machine may take for a command
+	}
+	spec.Timeout, spec.Retries = timeout, 1
 	c := detached(t, eng, coracle.ContainerSpec{Health: spec}, "sleep", "600000")
 	hasHealth(t, c, coracle.HealthHealthy)
 	for range 5 { // at any moment of a check
 		if err := c.Pause(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(330 * time.Millisecond)
+		time.Sleep(timeout + timeout/10)
 		before := inspect(t, c).Health.Log
 		time.Sleep(100 * time.Millisecond)
 		if after := inspect(t, c).Health.Log; !after[len(after)-1].Start.Equal(before[len(before)-1].Start) {

@@ -30,10 +30,13 @@ func RequireRoot(t testing.TB) {
 // VMEnv is set to 1 where the tests run in the virtual machine, which has their binaries and little else.
 const VMEnv = "CORACLE_TEST_VM"
 
+// InVM reports whether the test runs in the virtual machine.
+func InVM() bool { return os.Getenv(VMEnv) == "1" }
+
 // NotInVM skips the test in the virtual machine, with the reason: what it needs is there on the machine around it.
 func NotInVM(t testing.TB, reason string) {
 	t.Helper()
-	if os.Getenv(VMEnv) == "1" {
+	if InVM() {
 		t.Skip("in the virtual machine: " + reason)
 	}
 }
