@@ -241,7 +241,9 @@ func (c *connected) attach(ctx context.Context, st *containerState, a Attachment
 	}
 	c.list = append(c.list, connection{nst, ep})
 	ep.Endpoint.Interface = cmp.Or(a.Interface, fmt.Sprint("eth", i))
-	return nil
+	// From here on nobody takes it down, but who was removing it before may have been killed halfway.
+	_, err = e.nets.bringUp(ctx, e, nst.ID)
+	return err
 }
 
 // networkFor finds the network of an attachment. The default network is made when it is first needed.
@@ -459,6 +461,7 @@ func (c *connected) end() {
 	if c.resolver != nil {
 		c.resolver.Close()
 	}
+	e.endEndpoints(c.list)
 	e.nets.ending.Go(func() {
 		ctx := context.Background()
 		if c.publisher != nil {
@@ -476,7 +479,6 @@ func (c *connected) end() {
 		closeAll(c.held) // not before: whoever takes the port next would see his connections go to the container
 		c.free(ctx)
 	})
-	e.endEndpoints(c.list)
 }
 
 func (c *connected) free(ctx context.Context) { c.eng.freeConnections(ctx, c.list) }
@@ -487,11 +489,12 @@ func (e *Engine) endEndpoints(list []connection) {
 		if one.state.over {
 			continue // somebody has done so
 		}
-		if err := e.endEndpoint(one.network.ID, one.state); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		first, err := e.endEndpoint(one.network.ID, one.state)
+		if err != nil {
 			e.log.Warn("note that a container has left a network", "container", one.state.ContainerName, "network", one.network.Name, "error", err)
 		}
 		e.refreshHosts(context.Background(), one.network.ID)
-		if one.state.Connected {
+		if first && one.state.Connected {
 			e.emitNetwork(one.network, ActionDisconnect, one.state.Container)
 		}
 	}

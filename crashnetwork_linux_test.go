@@ -1,11 +1,17 @@
 package coracle_test
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
+	"testing"
+	"time"
 
 	"github.com/coracle-dev/coracle"
 )
@@ -138,4 +144,120 @@ func leaveNetworks(w *walkWorld) error {
 		err = fmt.Errorf("the program has not died: %s", out)
 	}
 	return err
+}
+
+// foreignScenario is a program that connects and disconnects a container of another one.
+const foreignScenario = "network-foreign"
+
+var foreignConnect = &walkScenario{act: both(connectTo("box"), disconnectFrom("box"), connectTo("box"))}
+
+// TestConnectorKilled: a program dies at each step of connecting and disconnecting a container that another one runs. The
+// container goes on, and can be connected and disconnected. Nothing is left.
+func TestConnectorKilled(t *testing.T) {
+	for _, isDetached := range []bool{false, true} {
+		t.Run(fmt.Sprint("detached ", isDetached), func(t *testing.T) {
+			eng := engine(t)
+			toolImage(t, eng, nil)
+			w := &walkWorld{ctx: t.Context(), root: eng.Root(), eng: eng}
+			if err := makeNetwork(w); err != nil {
+				t.Fatal(err)
+			}
+			spec := obey
+			spec.Detached = isDetached
+			if err := both(create("box", spec), start("box"))(w); err != nil {
+				t.Fatal(err)
+			}
+			pid := func() int {
+				c, err := eng.Container(t.Context(), "box")
+				if err != nil {
+					t.Fatal(err)
+				}
+				return inspect(t, c).PID
+			}
+			before := pid()
+			out, _, err := walkOrder{Scenario: foreignScenario, Root: w.root}.program()
+			var steps []string
+			if err == nil {
+				err = json.Unmarshal(out, &steps)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := wantConnected(w, true); err != nil { // the program has ended in order: it stays
+				t.Error(err)
+			}
+			for _, step := range cuts(steps) {
+				if err := wantConnected(w, false); err != nil {
+					t.Fatalf("before %s: %v", step, err)
+				}
+				out, state, err := walkOrder{Scenario: foreignScenario, Root: w.root, Cut: step}.program()
+				if err != nil {
+					t.Fatal(err)
+				}
+				if !state.Success() {
+					killed(t, out)
+				}
+				begin := time.Now()
+				other := &walkWorld{ctx: t.Context(), root: w.root}
+				if err := other.open(); err != nil {
+					t.Fatalf("open after %s: %v", step, err)
+				}
+				if d := time.Since(begin); d > 5*time.Second {
+					t.Errorf("open after %s takes %v", step, d)
+				}
+				err = errors.Join(other.eng.Close(), connectTo("box")(w), wantConnected(w, false))
+				if err != nil || pid() != before {
+					t.Errorf("after %s: %v", step, err)
+				}
+			}
+			if err := both(drop("box"), removeNetwork)(w); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// wantConnected looks whether the container is connected, and its place free when it is disconnected.
+func wantConnected(w *walkWorld, stays bool) error {
+	c, err := w.eng.Container(w.ctx, "box")
+	if err != nil {
+		return err
+	}
+	if stays {
+		return wantInterfaces(w, c, 2)
+	}
+	n, err := w.eng.Network(w.ctx, "app")
+	if err != nil {
+		return err
+	}
+	if err := n.Disconnect(w.ctx, c); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	for _, dir := range []string{"endpoints", "addresses", "names", "followers"} {
+		if left, err := os.ReadDir(filepath.Join(w.root, "networks", n.ID(), dir)); err == nil && len(left) > 0 {
+			return fmt.Errorf("left in %s: %v", dir, left)
+		}
+	}
+	return wantInterfaces(w, c, 1)
+}
+
+// TestSharedNetworkOutlived: another container, which shares the network of one that has ended, does not keep its address.
+func TestSharedNetworkOutlived(t *testing.T) {
+	eng := engine(t)
+	toolImage(t, eng, nil)
+	createNetwork(t, eng, coracle.NetworkSpec{Name: "fixed", Subnets: []coracle.Subnet{{Prefix: netip.MustParsePrefix("10.213.9.0/29")}}})
+	spec := coracle.ContainerSpec{Name: "first", Networks: []coracle.Attachment{{Network: "fixed", IPv4: netip.MustParseAddr("10.213.9.3")}}}
+	first := startTool(t, eng, spec, "sleep", "600000")
+	sharing := startTool(t, eng, coracle.ContainerSpec{Networks: onNetworks("container:first")}, "sleep", "600000")
+	if err := first.Kill(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := first.Wait(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	spec.Name = "second"
+	startTool(t, eng, spec, "true")
+	if out, err := execIn(t, sharing, "interfaces"); err != nil || out != "" {
+		t.Errorf("%q, %v", out, err)
+	}
 }

@@ -60,6 +60,8 @@ func walkMain() {
 	err := json.Unmarshal([]byte(text), &order)
 	if err == nil && order.Scenario == messScenario {
 		err = makeMess(order)
+	} else if err == nil && order.Scenario == foreignScenario {
+		err = foreignConnect.perform(order)
 	} else if err == nil {
 		err = walkScenarios[order.Scenario].perform(order)
 	}

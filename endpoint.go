@@ -361,16 +361,17 @@ func (e *Engine) beingFreed(ep *endpointState) bool {
 	return linkExists(ep.Endpoint.HostInterface) && (e.ownerAlive(ep.Owner) || ep.Runs != "" && e.ownerAlive(ep.Runs))
 }
 
-// endEndpoint notes that the container has ended: its names lead nowhere from now on.
-func (e *Engine) endEndpoint(networkID string, ep *endpointState) error {
+// endEndpoint notes that the container has ended: its names lead nowhere from now on. It reports whether nobody has done so
+// before.
+func (e *Engine) endEndpoint(networkID string, ep *endpointState) (first bool, err error) {
 	e.removeNames(networkID, ep)
 	e.removeFollower(networkID, ep)
 	file := filepath.Join(e.endpointsDir(networkID), ep.ID)
-	if err := os.Rename(file, file+overSuffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
+	if err = os.Rename(file, file+overSuffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return false, err
 	}
 	ep.over = true
-	return nil
+	return err == nil, nil
 }
 
 // freeEndpoint frees what the endpoint has: names, addresses and, last, its record.

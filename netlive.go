@@ -1,7 +1,6 @@
 package coracle
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -49,10 +48,19 @@ func (e *Engine) connectLive(ctx context.Context, c *Container, networkID string
 		return err
 	}
 	before := st.Spec.attachments()
-	if i, err := e.attachmentTo(before, networkID); err != nil || i >= 0 {
-		return cmp.Or(err, fmt.Errorf("the container %q is connected: %w", st.Name, fs.ErrExist))
+	i, err := e.attachmentTo(before, networkID)
+	if err != nil {
+		return err
 	}
-	after := append(slices.Clone(before), a)
+	after := slices.Clone(before)
+	switch {
+	case i < 0:
+		after = append(after, a)
+	case alive(st) && e.cutOff(st.ID, nst):
+		after[i] = a
+	default:
+		return fmt.Errorf("the container %q is connected: %w", st.Name, fs.ErrExist)
+	}
 	next := st.Spec
 	if next.Networks = after; next.validateNetworks() != nil {
 		return fmt.Errorf("%w: %w", ErrInvalid, next.validateNetworks())
@@ -90,6 +98,14 @@ func (e *Engine) attachmentTo(list []Attachment, networkID string) (int, error) 
 		}
 	}
 	return -1, nil
+}
+
+// cutOff reports whether a container that runs and is to be in a network is not: whoever was disconnecting it was killed.
+func (e *Engine) cutOff(id string, st *networkState) bool {
+	list, err := e.endpointsOf(id)
+	return err == nil && !slices.ContainsFunc(list, func(one connection) bool {
+		return one.network.ID == st.ID && one.state.Connected && !one.state.over && (st.driver() != "bridge" || linkExists(one.state.Endpoint.HostInterface))
+	})
 }
 
 // namespaceOf opens the network namespace of a container that runs.
@@ -146,6 +162,9 @@ func (e *Engine) plugLive(ctx context.Context, c *Container, st *containerState,
 			e.unplug(context.WithoutCancel(ctx), st, one, ns, record)
 		}
 	}()
+	if _, err := e.nets.bringUp(ctx, e, networkID); err != nil { // see attach
+		return nil, err
+	}
 	if ep.Endpoint.Interface = a.Interface; ep.Endpoint.Interface == "" {
 		for i := 0; ; i++ {
 			name := fmt.Sprint("eth", i)
@@ -165,11 +184,12 @@ func (e *Engine) plugLive(ctx context.Context, c *Container, st *containerState,
 		return nil, err
 	}
 	crashpoint.At("connect: noted")
-	if err := e.plug(ctx, one, ns); err != nil {
-		return nil, err
-	}
-	if !alive(st) {
+	err = e.plug(ctx, one, ns)
+	if !alive(st) { // and the kernel may have removed the interface before it was complete
 		return nil, ErrNotRunning
+	}
+	if err != nil {
+		return nil, err
 	}
 	// The namespace may be closed by the caller's undo only while it is open.
 	undo = func() {

@@ -139,7 +139,7 @@ func (n *networking) bringUp(ctx context.Context, e *Engine, id string) (*upNetw
 		}
 		// Whoever was removing the network was killed, or somebody has removed the bridge.
 		u.state = nil
-		u.lock.Close()
+		filelock.Release(u.lock)
 	}
 	return u, u.bring(ctx, e, id)
 }
@@ -210,7 +210,7 @@ func (n *networking) down(ctx context.Context, e *Engine, st *networkState) erro
 		u.mu.Lock()
 		defer u.mu.Unlock()
 		if u.lock != nil {
-			u.lock.Close()
+			filelock.Release(u.lock)
 		}
 		u.state = nil
 	}
@@ -250,7 +250,7 @@ func (n *networking) downIfUnused(ctx context.Context, e *Engine, id string) err
 	delete(n.up, id)
 	n.mu.Unlock()
 	if u != nil && u.lock != nil {
-		u.lock.Close()
+		filelock.Release(u.lock)
 	}
 	left, err := e.sweepEndpoints(ctx, st)
 	if err != nil || left > 0 {
@@ -263,7 +263,7 @@ func (n *networking) downIfUnused(ctx context.Context, e *Engine, id string) err
 	if err != nil {
 		return err
 	}
-	defer lock.Close()
+	defer filelock.Release(lock)
 	if free, err := filelock.TryLock(lock); err != nil || !free {
 		return err
 	}

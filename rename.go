@@ -93,7 +93,8 @@ func (c *Container) knownName() string {
 	return c.name
 }
 
-// Rename gives the container another name, whoever owns it and whether it runs or not. Its host name stays.
+// Rename gives the container another name, whoever owns it and whether it runs or not. Its host name stays, and so does the
+// name by which other containers of its networks find it, until it is started again.
 //
 // The error matches fs.ErrExist if another container has the name, ErrInvalid if it is none (see ContainerSpec.Name),
 // and fs.ErrNotExist if the container was removed. It is no error if it has the name already.
