@@ -25,6 +25,7 @@ import (
 	"github.com/coracle-dev/coracle/cgroup"
 	"github.com/coracle-dev/coracle/internal/lockorder"
 	"github.com/coracle-dev/coracle/internal/testutil"
+	"github.com/coracle-dev/coracle/nsexec"
 )
 
 // The control model: two programs do everything with the same few containers, each thing at random. No operation may
@@ -106,6 +107,8 @@ func controlModelMain() {
 		for _, may := range controlMay {
 			allowed = allowed || errors.Is(err, may)
 		}
+		// Whose keeper is killed when it is just known to others, and not let go yet.
+		allowed = allowed || config.Detached && errors.Is(err, nsexec.ErrDied)
 		var oe *coracle.OpError
 		if !allowed || err != nil && !errors.As(err, &oe) {
 			fail("%d %s: %v (%T)", n, op.name, err, err)

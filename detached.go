@@ -132,6 +132,8 @@ func (e *Engine) removeKeepers() error {
 // other things to do.
 const keeperWait = 10 * time.Second
 
+const keeperLook = 20 * time.Millisecond
+
 // awaitKeepers waits for the keepers of containers whose end is noted already, if there are no others.
 func (e *Engine) awaitKeepers() {
 	ctx, cancel := context.WithTimeout(context.Background(), keeperWait)
@@ -152,8 +154,14 @@ func (e *Engine) awaitKeepers() {
 		boot, start := processIdentity(pids[0])
 		p, err := openProcess(pids[0], boot, start)
 		if err == nil {
-			err = p.wait(ctx)
+			// Not for longer than it takes to see that it is the keeper of a container that others are starting at this moment.
+			look, cancelLook := context.WithTimeout(ctx, keeperLook)
+			err = p.wait(look)
+			cancelLook()
 			p.close()
+			if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+				continue
+			}
 		} else {
 			err = ctx.Err() // it has just ended
 		}
