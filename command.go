@@ -365,30 +365,32 @@ func (c *Cmd) start(ctx context.Context) error {
 func (c *Cmd) launch(ctx context.Context, t *execTarget, process *specs.Process, id string, created func()) (_ *nsexec.Process, err error) {
 	target, group := t.target, t.group
 	if c.limits() {
-		own, err := c.limited(ctx, t, id)
-		if err != nil {
+		var own *limitedTarget
+		if own, err = c.limited(ctx, t, id); err != nil {
 			return nil, err
 		}
-		defer own.close()
+		defer func() {
+			own.close()
+			if err != nil {
+				err = errors.Join(err, endCommandGroup(context.Background(), own.group))
+			}
+		}()
 		target, group = own.target, own.group
 	}
 	prog, err := target.Compile(process)
-	if err == nil {
-		defer prog.Close()
-		created()
-		var proc *nsexec.Process
-		if proc, err = c.c.eng.launcher.Start(ctx, prog, &c.streams.stdio); err == nil {
-			if group != t.group {
-				c.group = group
-			}
-			return proc, nil
-		}
-		err = t.explain(err, group)
+	if err != nil {
+		return nil, err
 	}
-	if group != t.group {
-		err = errors.Join(err, endCommandGroup(group))
+	defer prog.Close()
+	created()
+	proc, err := c.c.eng.launcher.Start(ctx, prog, &c.streams.stdio)
+	if err != nil {
+		return nil, t.explain(err, group)
 	}
-	return nil, err
+	if c.limits() {
+		c.group = group
+	}
+	return proc, nil
 }
 
 // crowded reports whether the container's cgroup takes no process any more, since groups below it have limits.

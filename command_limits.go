@@ -45,7 +45,7 @@ func (c *Cmd) limited(ctx context.Context, t *execTarget, id string) (_ *limited
 	defer func() {
 		if err != nil {
 			l.close()
-			err = errors.Join(err, endCommandGroup(l.group))
+			err = errors.Join(err, endCommandGroup(context.Background(), l.group))
 		}
 	}()
 	if l.join, err = l.group.Join(); err != nil {
@@ -65,8 +65,7 @@ func (l *limitedTarget) close() {
 
 // endCommandGroup kills what a command has left in its group and removes it: a group cannot go before its processes do,
 // and limits that ended with the first process would bound nobody.
-func endCommandGroup(group *cgroup.Group) error {
-	ctx := context.Background()
+func endCommandGroup(ctx context.Context, group *cgroup.Group) error {
 	return errors.Join(group.Kill(ctx), group.Remove(ctx))
 }
 
@@ -79,7 +78,7 @@ func (c *Cmd) endGroup() {
 	if n, err := c.group.OOMKills(); err == nil && n > 0 {
 		c.exit.OOMKilled = true
 	}
-	if err := endCommandGroup(c.group); err != nil {
+	if err := endCommandGroup(context.Background(), c.group); err != nil {
 		c.c.eng.log.Warn("remove the cgroup of a command", "container", c.c.Name(), "command", c.Args[0], "error", err)
 	}
 }
@@ -100,7 +99,7 @@ func (e *Engine) sweepCommands(ctx context.Context, group *cgroup.Group) error {
 		if err != nil {
 			return err
 		}
-		if err := errors.Join(child.Kill(ctx), child.Remove(ctx)); err != nil {
+		if err := endCommandGroup(ctx, child); err != nil {
 			return err
 		}
 	}

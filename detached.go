@@ -132,6 +132,7 @@ func (e *Engine) removeKeepers() error {
 // other things to do.
 const keeperWait = 10 * time.Second
 
+// keeperLook is how often it is asked meanwhile whether there are others.
 const keeperLook = 20 * time.Millisecond
 
 // awaitKeepers waits for the keepers of containers whose end is noted already, if there are no others.

@@ -135,7 +135,7 @@ func TestDetachedNeighbours(t *testing.T) {
 	}
 	t.Run("badness", func(t *testing.T) {
 		if err := os.WriteFile("/proc/self/oom_score_adj", []byte("-1"), 0); err != nil {
-			t.Skip("needs CAP_SYS_RESOURCE")
+			t.Skip("lowering a badness needs CAP_SYS_RESOURCE, which the virtual machine has")
 		}
 		if err := os.WriteFile("/proc/self/oom_score_adj", []byte("0"), 0); err != nil {
 			t.Error(err)

@@ -246,10 +246,12 @@ func (e *Engine) sweepOrphans(ctx context.Context) error {
 			crashpoint.At("sweep: a cgroup is gone")
 		} else if ours && validID(id) {
 			// The container runs on, whoever ran commands in it.
-			if group, err := e.cgroups.Load(name); err == nil {
-				if err := e.sweepCommands(ctx, group); err != nil {
-					return err
-				}
+			group, err := e.cgroups.Load(name)
+			if err == nil {
+				err = e.sweepCommands(ctx, group)
+			}
+			if err != nil && !errors.Is(err, fs.ErrNotExist) { // else it has just ended
+				return err
 			}
 		}
 	}

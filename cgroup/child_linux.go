@@ -147,7 +147,7 @@ func childrenOf(fd int, name string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	dir, err := unix.Openat(fd, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+	dir, err := openDir(fd, name)
 	if err == unix.ENOENT {
 		return nil, nil
 	}
@@ -210,7 +210,7 @@ const moveWait = 3 * time.Second
 // stands still.
 func (g *Group) makeRoom(ctx context.Context, t *tree, fd int) error {
 	at := g.name + "/cgroup.subtree_control"
-	missing, err := g.notEnabled(fd)
+	missing, err := g.notEnabled(t, fd)
 	if err != nil || len(missing) == 0 {
 		return err
 	}
@@ -255,14 +255,14 @@ func (g *Group) makeRoom(ctx context.Context, t *tree, fd int) error {
 }
 
 // notEnabled returns what is to be written to the group's cgroup.subtree_control.
-func (g *Group) notEnabled(fd int) ([]string, error) {
+func (g *Group) notEnabled(t *tree, fd int) ([]string, error) {
 	has, err := readAt(fd, g.name+"/cgroup.controllers")
 	if err != nil {
-		return nil, &fs.PathError{Op: "read", Path: g.name + "/cgroup.controllers", Err: err}
+		return nil, &fs.PathError{Op: "read", Path: path.Join(t.where(), g.name, "cgroup.controllers"), Err: err}
 	}
 	on, err := readAt(fd, g.name+"/cgroup.subtree_control")
 	if err != nil {
-		return nil, &fs.PathError{Op: "read", Path: g.name + "/cgroup.subtree_control", Err: err}
+		return nil, &fs.PathError{Op: "read", Path: path.Join(t.where(), g.name, "cgroup.subtree_control"), Err: err}
 	}
 	enabled := strings.Fields(string(on))
 	var missing []string

@@ -152,7 +152,7 @@ func TestChildrenAtOnce(t *testing.T) {
 func TestRoomHalfMade(t *testing.T) {
 	h := open(t)
 	if h.Mode() != V2 {
-		t.Skip("version 2 alone makes room")
+		t.Skip("only where all controllers are in version 2, as in the virtual machine, is room made")
 	}
 	for _, moved := range []int{0, 1, 2} {
 		g, err := h.Create("half"+itoa(moved), nil)

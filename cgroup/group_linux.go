@@ -223,7 +223,7 @@ func removeTree(ctx context.Context, dir int, name string, deadline time.Time) e
 // removeChildren removes the directories below name in dir, deepest first. It holds two descriptors however deep they
 // are: a container may have nested them for that.
 func removeChildren(ctx context.Context, dir int, name string) error {
-	cur, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+	cur, err := openDir(dir, name)
 	if err != nil {
 		return err
 	}
@@ -249,7 +249,7 @@ func removeChildren(ctx context.Context, dir int, name string) error {
 		}
 		switch {
 		case deeper != "":
-			next, err := unix.Openat(cur, deeper, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+			next, err := openDir(cur, deeper)
 			if err != nil {
 				return err
 			}

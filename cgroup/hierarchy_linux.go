@@ -256,7 +256,7 @@ func (t *tree) makeParent(base, below string) (*parent, error) {
 			return nil, &fs.PathError{Op: "mkdir", Path: path.Join(at, part), Err: err}
 		}
 		at = path.Join(at, part)
-		next, err := unix.Openat(fd, part, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+		next, err := openDir(fd, part)
 		if err == nil && (made || slices.Contains(t.controllers, "cpuset")) {
 			err = t.adopt(fd, next)
 		}
@@ -451,6 +451,11 @@ func (h *Hierarchy) Names() ([]string, error) {
 	}
 	slices.Sort(names)
 	return slices.Compact(names), nil
+}
+
+// openDir opens a directory below another one, and never through a link.
+func openDir(dir int, name string) (int, error) {
+	return unix.Openat(dir, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
 }
 
 // subdirs returns the names of the directories in dir; at most limit of them if that is not 0.

@@ -194,7 +194,7 @@ func (g *Group) allProcs() ([]int, error) {
 const maxNesting = 128
 
 func procsBelow(dir int, name string, depth int) ([]int, error) {
-	fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+	fd, err := openDir(dir, name)
 	if err == unix.ENOENT {
 		return nil, nil
 	}
