@@ -289,7 +289,7 @@ func (st *containerState) kept() bool { return st.KeeperPID != 0 && st.Status ==
 func (st *containerState) unsettled() bool { return st.KeeperPID != 0 && st.Status != StatusRunning }
 
 // settle notes the end of a detached container, if it has ended and nobody has done so, and removes what it needs no
-// more: its cgroup, and with AutoRemove all of it.
+// more: its cgroup, and with AutoRemove all of it. Of one that runs it tells the start, if who started it was killed before.
 func (c *Container) settle(ctx context.Context) error {
 	st, unlock, err := c.lock(ctx)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -301,6 +301,7 @@ func (c *Container) settle(ctx context.Context) error {
 	defer unlock()
 	if !st.unsettled() {
 		if st.Status == StatusRunning {
+			c.eng.tellStart(ctx, st)
 			return nil
 		}
 		if !c.eng.marked(c.id) {
@@ -352,6 +353,29 @@ func (e *Engine) marked(id string) bool {
 	return !errors.Is(err, fs.ErrNotExist)
 }
 
+// startUntold reports whether it may be that nobody has told that the container was started.
+func (e *Engine) startUntold(id string) bool {
+	mark, err := os.ReadFile(filepath.Join(e.detachedDir(), id))
+	return err == nil && len(mark) == 1 && mark[0] == markStarting
+}
+
+// tellStart appends the event of the start of a container that runs, if it is not there. The container is locked, so who has
+// started it is not just about to.
+func (e *Engine) tellStart(ctx context.Context, st *containerState) {
+	if st.KeeperPID == 0 || !e.startUntold(st.ID) {
+		return
+	}
+	if c := (&pastEvents{eng: e}).of(ctx, st); c == nil || !c.running {
+		if c == nil {
+			e.emitContainer(st, ActionCreate)
+		}
+		e.emitContainer(st, ActionStart)
+	}
+	if err := e.setMark(st.ID, markStarted); err != nil {
+		e.log.Warn("note that a container's start is told", "container", st.Name, "id", st.ID, "error", err)
+	}
+}
+
 func (e *Engine) setMark(id string, m byte) error {
 	f, err := os.OpenFile(filepath.Join(e.detachedDir(), id), os.O_WRONLY, 0)
 	if err != nil {
@@ -397,7 +421,7 @@ func (e *Engine) unmark(id string) error {
 	return nil
 }
 
-// settleAll notes the ends of detached containers that nobody saw.
+// settleAll notes the ends of detached containers that nobody saw, and tells the starts that nobody told.
 func (e *Engine) settleAll(ctx context.Context) error {
 	entries, err := os.ReadDir(e.detachedDir())
 	if errors.Is(err, fs.ErrNotExist) {
@@ -413,7 +437,7 @@ func (e *Engine) settleAll(ctx context.Context) error {
 		}
 		st, err := e.readState(id)
 		if err == nil {
-			if st = e.derived(st); st.Status == StatusRunning {
+			if st = e.derived(st); st.Status == StatusRunning && !e.startUntold(id) {
 				continue
 			}
 		} else if !errors.Is(err, fs.ErrNotExist) {

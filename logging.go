@@ -71,7 +71,12 @@ func (c *Container) guardFiles(st *containerState, s *streams) (_ *guardFiles, e
 		if err != nil {
 			return nil, err
 		}
-		g.keeper = &nsexec.Keeper{Record: record}
+		// The state that says that the container does not run: see release.
+		note, err := g.open(dir, "state.json", os.O_RDONLY)
+		if err != nil {
+			return nil, err
+		}
+		g.keeper = &nsexec.Keeper{Record: record, Note: note}
 	}
 	if !stdout && !stderr {
 		return g, nil

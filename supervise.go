@@ -250,6 +250,11 @@ func (s *supervisor) look(w *ward) (more bool) {
 	case st.Status == StatusRunning && st.KeeperPID == 0 && !e.ownerAlive(st.Owner):
 		return false // it has ended with its program: the next sweep takes it
 	case st.Status == StatusRunning:
+		if st.KeeperPID != 0 && e.startUntold(st.ID) {
+			if err := c.settle(s.ctx); err != nil {
+				warn("tell the start of a container", err)
+			}
+		}
 		if err := s.accompany(w, st); err != nil {
 			warn("wait for a container", err)
 			return sleep(s.ctx, superviseAgain)

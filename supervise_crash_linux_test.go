@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"fmt"
+	"log/slog"
 	"maps"
 	"os"
 	"os/exec"
@@ -41,7 +42,7 @@ func superviseMain() {
 			syscall.Kill(os.Getpid(), syscall.SIGKILL)
 		}
 	})
-	eng, err := coracle.Open(context.Background(), coracle.Config{Root: root})
+	eng, err := coracle.Open(context.Background(), coracle.Config{Root: root, Logger: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))})
 	if err == nil {
 		err = eng.Supervise(context.Background())
 	}
@@ -134,10 +135,17 @@ func TestSuperviseTakeover(t *testing.T) {
 		<-waiting.leads
 		slowest = max(slowest, time.Since(began))
 		for _, c := range all {
-			eventually(t, "it runs again", func() bool {
-				info := inspect(t, c)
+			var info *coracle.ContainerInfo
+			again := func() bool {
+				info = inspect(t, c)
 				return info.Status == coracle.StatusRunning && info.RestartCount == 1
-			})
+			}
+			for end := time.Now().Add(30 * time.Second); !again(); time.Sleep(2 * time.Millisecond) {
+				if time.Now().After(end) {
+					t.Fatalf("round %d: it is not running after one restart: %s, restarts %d, exit %+v, restarting %v, events %v",
+						round, info.Status, info.RestartCount, info.Exit, info.Restarting, actions(t, eng, c.ID()))
+				}
+			}
 		}
 	}
 	// A second at most, on a machine that has time.

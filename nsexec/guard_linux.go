@@ -182,7 +182,7 @@ func (c *compiler) supervise(pid, pidfd Slot, child Label, files keepFiles) {
 		c.Syscall("give up the payload's steps", unix.SYS_MUNMAP, from, Arg{kind: argTextSize, value: uint64(child), text: "their size"}).Ignore()
 	}
 	if c.prog.detached {
-		c.awaitRelease(c.prog.status)
+		c.awaitRelease(files.note, c.prog.status)
 	}
 	var k *keeping
 	switch {

@@ -31,6 +31,9 @@ type Keeper struct {
 	Record *os.File
 	// MemoryEvents is memory.events or memory.oom_control of the program's cgroup, copied into the record at the end.
 	MemoryEvents *os.File
+	// Note is a file that loses its last name at the moment when the importing program notes the container, as it does by a
+	// rename of another file over it: a program that dies between that and [Detached.Release] has let the container go.
+	Note *os.File
 	// Cgroup and Tasks are where the keeper itself lives, as those of [Options] for the program: not in the group of
 	// the importing program, which may be ended as a whole.
 	Cgroup *os.File

@@ -39,7 +39,7 @@ func (o *Options) loops() bool { return o.Log != nil || o.Keeper != nil || o.Inp
 // keepFiles are the descriptors of the loop.
 type keepFiles struct {
 	logDir, logFile, stdout, stderr Arg
-	record, memory                  Arg
+	record, memory, note            Arg
 	control, stdin, pipe            Arg
 	terminal                        Arg // a socket, and what came through it from then on
 }
@@ -57,7 +57,7 @@ func (k *keepFiles) inherit(c *compiler) {
 		k.stdout, k.stderr = file("output", l.Stdout), file("errors", l.Stderr)
 	}
 	if kp := c.opts.Keeper; kp != nil {
-		k.record, k.memory = file("record", kp.Record), file("memory events", kp.MemoryEvents)
+		k.record, k.memory, k.note = file("record", kp.Record), file("memory events", kp.MemoryEvents), file("note", kp.Note)
 		for i, f := range kp.Hold {
 			file("held "+strconv.Itoa(i), f)
 		}
@@ -103,7 +103,7 @@ func (c *compiler) detach() {
 
 // awaitRelease makes the keeper wait until the program has noted that it exists. If the program dies before, or gives
 // up, nobody would know: then the container ends.
-func (c *compiler) awaitRelease(pidfd Arg) {
+func (c *compiler) awaitRelease(note, pidfd Arg) {
 	n, released := c.NewSlot("released"), c.NewLabel()
 	// The container must not wait for memory in the keeper's place. Lowering needs CAP_SYS_RESOURCE.
 	fd, no := c.temp("fd"), c.NewLabel()
@@ -114,8 +114,18 @@ func (c *compiler) awaitRelease(pidfd Arg) {
 	c.Place(no)
 	c.Syscall("wait for the program to note us", unix.SYS_READ, c.prog.report, c.Zeroed(8), Const(1)).Into(n).Ignore()
 	c.Branch(n.Value(), Equal, Const(1), released)
+	if note.value != 0 {
+		st, names, unknown := c.Zeroed(sizeofStatx), c.temp("names"), c.NewLabel()
+		c.statx("see whether we were noted", note, unix.STATX_NLINK, st).Else(unknown)
+		c.Load(names, 4, st, Const(statxNlink))
+		c.Branch(names.Value(), Equal, Const(0), released)
+		c.Place(unknown)
+	}
 	c.killPayload(pidfd)
 	c.Place(released)
+	if note.value != 0 {
+		c.Syscall("close the note", unix.SYS_CLOSE, note).Ignore()
+	}
 	c.Syscall("close the report", unix.SYS_CLOSE, c.prog.report).Ignore()
 }
 

@@ -33,6 +33,7 @@ type keptOptions struct {
 	stdin    bool // a FIFO
 	change   func(*specs.Spec)
 	hold     bool // do not let it go
+	note     *os.File
 }
 
 func startKept(t testing.TB, l *Launcher, o keptOptions, args ...string) *kept {
@@ -65,7 +66,7 @@ func startKept(t testing.TB, l *Launcher, o keptOptions, args ...string) *kept {
 		Dir: open("log", os.O_RDONLY), File: open("log/0", os.O_WRONLY|os.O_CREATE|os.O_TRUNC), Sequence: 1<<40 | 1,
 		MaxSize: o.maxSize, MaxFiles: o.maxFiles, Block: o.block, Stdout: out, Stderr: errs,
 	}
-	opts := &Options{Log: log, Keeper: &Keeper{Record: record}}
+	opts := &Options{Log: log, Keeper: &Keeper{Record: record, Note: o.note}}
 	stdio := &Stdio{Stdout: stdout, Stderr: stderr}
 	s := newSpec(newRoot(t), args...)
 	if o.change != nil {
@@ -282,6 +283,40 @@ func TestKeeperNotLetGo(t *testing.T) {
 		gone(t, k.pid)
 		k.ended(t)
 	})
+}
+
+// TestKeeperNoted: a program that dies after it has noted a container, and before it could let it go, leaves it running.
+func TestKeeperNoted(t *testing.T) {
+	requireRoot(t)
+	for _, noted := range []bool{false, true} {
+		t.Run(fmt.Sprint(noted), func(t *testing.T) {
+			l := &Launcher{}
+			defer l.Close()
+			state := filepath.Join(t.TempDir(), "state")
+			check(t, os.WriteFile(state, nil, 0o600))
+			note, err := os.Open(state)
+			check(t, err)
+			defer note.Close()
+			k := startKept(t, l, keptOptions{stdin: true, hold: true, note: note}, "wait")
+			defer k.d.l.live.Done()
+			if noted {
+				check(t, os.WriteFile(state+".new", nil, 0o600))
+				check(t, os.Rename(state+".new", state))
+			}
+			k.d.p.closeHandles() // as the program's end does
+			if !noted {
+				if r := k.record(t); !r.Ended || r.Status.Signal != unix.SIGKILL {
+					t.Errorf("the record is %+v", r)
+				}
+				return
+			}
+			// It looks at messages when it was let go, not before.
+			k.closeStdin(t)
+			if r := k.record(t); !r.Ended || r.Status.Signal != 0 {
+				t.Errorf("the record is %+v", r)
+			}
+		})
+	}
 }
 
 // TestKeeperKilled: the container goes with its keeper, and nobody invents a status.

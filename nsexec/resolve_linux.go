@@ -169,6 +169,7 @@ func (c *compiler) modeOf(label string, fd Slot) Slot {
 const (
 	sizeofStatx     = 256
 	statxAttributes = 8
+	statxNlink      = 16
 	statxUID        = 20
 	statxGID        = 24
 	statxMode       = 28 // 16 bits, zeroes behind them
@@ -177,6 +178,6 @@ const (
 	statxMountID    = 144
 )
 
-func (c *compiler) statx(label string, fd Arg, mask uint64, st Arg) {
-	c.Syscall(label, unix.SYS_STATX, fd, c.Str(""), Const(unix.AT_EMPTY_PATH).As("AT_EMPTY_PATH"), Const(mask), st)
+func (c *compiler) statx(label string, fd Arg, mask uint64, st Arg) StepRef {
+	return c.Syscall(label, unix.SYS_STATX, fd, c.Str(""), Const(unix.AT_EMPTY_PATH).As("AT_EMPTY_PATH"), Const(mask), st)
 }
