@@ -42,20 +42,6 @@ type firewall interface {
 	Close() error
 }
 
-// openFirewall makes the firewall of the calling thread's namespace.
-var openFirewall = func(Config) (firewall, error) { return noFirewall{}, nil }
-
-// noFirewall lets everything through.
-type noFirewall struct{}
-
-func (noFirewall) firewallUp(context.Context, *Network) error                 { return nil }
-func (noFirewall) firewallDown(context.Context, *Network) error               { return nil }
-func (noFirewall) guardSources(context.Context, *Network, []*Endpoint) error  { return nil }
-func (noFirewall) forgetSources(context.Context, *Network, []*Endpoint) error { return nil }
-func (noFirewall) forwardingUp(context.Context, *Network) error               { return nil }
-func (noFirewall) forwardingDown(context.Context, *Network) error             { return nil }
-func (noFirewall) Close() error                                               { return nil }
-
 // bridgeOptions are the driver's own: spoofcheck is the firewall's.
 var bridgeOptions = []string{"spoofcheck"}
 

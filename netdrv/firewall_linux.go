@@ -34,9 +34,8 @@ type nftFirewall struct {
 	forward  *tableSpec             // as it was made or found last
 }
 
-func init() { openFirewall = openNFTFirewall }
-
-func openNFTFirewall(config Config) (firewall, error) {
+// openFirewall makes the firewall of the calling thread's network namespace.
+func openFirewall(config Config) (firewall, error) {
 	log := config.Logger
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
