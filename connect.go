@@ -314,6 +314,9 @@ func (e *Engine) plug(ctx context.Context, one connection, ns *netdrv.Namespace)
 	if err := e.writeEndpoint(one.network.ID, one.state); err != nil {
 		return err
 	}
+	if err := e.partNew(ctx, one); err != nil {
+		return err
+	}
 	if err := errors.Join(e.addNames(one.network.ID, one.state), e.addFollower(one.network.ID, one.state)); err != nil {
 		return err
 	}

@@ -39,6 +39,8 @@ func networkScenarios() map[string]*walkScenario {
 		// A container that goes on when the program that connects it dies.
 		"network-connect-detached": {root: "tool", keeps: true, timing: true, before: both(makeNetwork, create("kept", long), start("kept")),
 			act: both(connectTo("kept"), disconnectFrom("kept"), connectTo("kept"), killKept), state: hasNetwork, legal: []string{"app:"}, end: "app:"},
+		"network-part": {root: "tool", timing: true, before: both(makeNetwork, drop("box"), create("box", on(obey)), drop("box2"), create("box2", on(obey)), start("box")),
+			act: both(part("box", "box2"), start("box2"), part("box", "box2"), healNetwork, part("box", "box2"), stop("box"), stop("box2")), state: hasNetwork, legal: []string{"app:"}, end: "app:"},
 		"network-sweep": {root: "tool", opens: true, timing: true, before: leaveNetworks, act: openOrGoOn, state: hasNetwork, legal: []string{"app:"}, end: "app:"},
 	}
 }
@@ -103,6 +105,26 @@ func connectTo(name string) func(*walkWorld) error {
 		}
 		return wantInterfaces(w, c, 2)
 	})
+}
+
+func part(one, other string) func(*walkWorld) error {
+	return with(one, func(w *walkWorld, a *coracle.Container) error {
+		return with(other, func(w *walkWorld, b *coracle.Container) error {
+			n, err := w.eng.Network(w.ctx, "app")
+			if err == nil {
+				err = n.Partition(w.ctx, []*coracle.Container{a}, []*coracle.Container{b})
+			}
+			return err
+		})(w)
+	})
+}
+
+func healNetwork(w *walkWorld) error {
+	n, err := w.eng.Network(w.ctx, "app")
+	if err == nil {
+		err = n.Heal(w.ctx)
+	}
+	return err
 }
 
 func disconnectFrom(name string) func(*walkWorld) error {

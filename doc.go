@@ -42,7 +42,8 @@
 //
 // A container is on the bridge of its root unless [ContainerSpec].Networks says otherwise: from there it reaches the world,
 // and others by name. [Engine.CreateNetwork] makes further networks, [ContainerSpec].Ports publishes ports on the host, on
-// 127.0.0.1 unless asked for more, and [Container.Addr] tells where.
+// 127.0.0.1 unless asked for more, and [Container.Addr] tells where. For tests, [Network.Partition] keeps containers from each
+// other and [Network.SetFaults] makes what they send late or lost.
 //
 // The defaults are Docker's: namespaces, capabilities, seccomp profile, masked paths, device rules, entrypoint rules.
 //

@@ -420,7 +420,7 @@ func (e *Engine) sweepEndpoints(ctx context.Context, st *networkState) (left int
 			return left, err
 		}
 	}
-	return left, e.sweepOrphanedEndpoints(st.ID)
+	return left, errors.Join(e.sweepOrphanedEndpoints(st.ID), e.sweepParted(st.ID))
 }
 
 // sweepOrphanedEndpoints removes what belongs to no endpoint: of a program that was killed while it wrote a record, or before

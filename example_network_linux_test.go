@@ -8,6 +8,7 @@ import (
 	"log"
 	"net/netip"
 	"strings"
+	"time"
 
 	"github.com/coracle-dev/coracle"
 )
@@ -40,6 +41,63 @@ func ExampleNetwork() {
 	err = app.Remove(ctx)
 	fmt.Println(len(info.Endpoints), errors.Is(err, coracle.ErrInUse))
 	// Output: 2 true
+}
+
+// A test cuts a program off from its database and sees whether it recovers.
+func ExampleNetwork_Partition() {
+	ctx := context.Background()
+	eng, done := exampleImages(ctx)
+	defer done()
+	app, err := eng.CreateNetwork(ctx, &coracle.NetworkSpec{Name: "app"})
+	if err != nil {
+		log.Fatal(err)
+	}
+	var containers []*coracle.Container
+	for _, name := range []string{"db", "web"} {
+		c, err := eng.Create(ctx, &coracle.ContainerSpec{Name: name, Image: "pause", Networks: []coracle.Attachment{{Network: "app"}}})
+		if err != nil {
+			log.Fatal(err)
+		}
+		if err := c.Start(ctx); err != nil {
+			log.Fatal(err)
+		}
+		defer c.Remove(ctx, &coracle.RemoveOptions{Force: true})
+		containers = append(containers, c)
+	}
+	db, web := containers[0], containers[1]
+	l, err := db.Listen(ctx, "tcp", ":5432")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer l.Close()
+	info, err := db.Inspect(ctx)
+	if err != nil {
+		log.Fatal(err)
+	}
+	addr := netip.AddrPortFrom(info.Networks[0].Addresses[0].Addr(), 5432).String()
+	reaches := func(patience time.Duration) bool {
+		ctx, cancel := context.WithTimeout(ctx, patience)
+		defer cancel()
+		conn, err := web.DialContext(ctx, "tcp", addr)
+		if err != nil {
+			return false
+		}
+		conn.Close()
+		return true
+	}
+	fmt.Println("whole:", reaches(10*time.Second))
+	if err := app.Partition(ctx, []*coracle.Container{db}, []*coracle.Container{web}); err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println("parted:", reaches(100*time.Millisecond))
+	if err := app.Heal(ctx); err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println("healed:", reaches(10*time.Second))
+	// Output:
+	// whole: true
+	// parted: false
+	// healed: true
 }
 
 func ExampleNetworkSpec() {

@@ -21,6 +21,8 @@ type NetworkGraph struct {
 	Subnets  []netip.Prefix `json:"subnets"`
 	// Containers are those that run and are connected, by name.
 	Containers []NetworkGraphNode `json:"containers"`
+	// Parted are the ids of two of them each that [Network.Partition] keeps from each other.
+	Parted [][2]string `json:"parted,omitempty"`
 }
 
 // A NetworkGraphNode is a container in a NetworkGraph.
@@ -61,6 +63,17 @@ func (n *Network) Graph(ctx context.Context) (*NetworkGraph, error) {
 		}
 		g.Containers = append(g.Containers, node)
 	}
+	parted, err := n.eng.parted(st.ID)
+	if err != nil {
+		return nil, n.fail("draw", err)
+	}
+	for _, p := range parted { // in the order of their names
+		if !slices.ContainsFunc(p[:], func(id string) bool {
+			return !slices.ContainsFunc(g.Containers, func(c NetworkGraphNode) bool { return c.ID == id })
+		}) {
+			g.Parted = append(g.Parted, p)
+		}
+	}
 	slices.SortFunc(g.Containers, func(a, b NetworkGraphNode) int {
 		return cmp.Or(strings.Compare(a.Name, b.Name), strings.Compare(a.ID, b.ID))
 	})
@@ -94,6 +107,9 @@ func (g *NetworkGraph) DOT() string {
 			others[name] = true
 			line("\t%s -- %s [style=dotted];", q("network "+name), q(c.ID))
 		}
+	}
+	for _, p := range g.Parted {
+		line("\t%s -- %s [style=bold,color=red,label=parted];", q(p[0]), q(p[1]))
 	}
 	if host {
 		line("\t%s [shape=box3d];", q("host"))

@@ -429,6 +429,7 @@ func (e *Engine) pruneNetworks(ctx context.Context, filter *PruneFilter) ([]stri
 //	networks/<id>/endpoints/<eid>       endpointState: a container that is connected, or about to be
 //	networks/<id>/addresses/<address>   symbolic link to the endpoint that has it
 //	networks/<id>/names/<name>/<eid>    symbolic link whose target is the endpoint's addresses, see names.go
+//	networks/<id>/parted/<cid>.<cid>    two containers that are kept from each other, see netfaults.go
 //	networks/<id>/up                    locked, shared, by the engines that have the network on the host
 //	networks/.<owner>.<id>              being made or removed by that owner
 //	networknames/<name>                 symbolic link to the id

@@ -37,8 +37,10 @@ type firewall interface {
 	firewallDown(ctx context.Context, n *Network) error
 	guardSources(ctx context.Context, n *Network, eps []*Endpoint) error
 	forgetSources(ctx context.Context, n *Network, eps []*Endpoint) error
-	forwardingUp(ctx context.Context, n *Network) error   // not for internal networks
-	forwardingDown(ctx context.Context, n *Network) error // after the bridge is gone
+	part(ctx context.Context, n *Network, pairs [][2]*Endpoint) error
+	heal(ctx context.Context, n *Network, pairs [][2]*Endpoint) error // those that forgetSources forgets are healed by that
+	forwardingUp(ctx context.Context, n *Network) error               // not for internal networks
+	forwardingDown(ctx context.Context, n *Network) error             // after the bridge is gone
 	Close() error
 }
 

@@ -51,6 +51,7 @@ func TestDocs(t *testing.T) {
 		"\nAnd of an isolated one:\n\n```\n" + chainOf(networkTable(isolated), "between") + "```\n" +
 		"\n## Whose address is whose\n\n" + docsSpoof + "\n```\n" + spoofTable(n).String() + "```\n" +
 		"\n## Published ports\n\n" + docsPublish + "\n```\n" + publishTable("engine").String() + "```\n" +
+		"\n## Partitions\n\n" + docsParted + "\n```\n" + partedTables(n)[0].String() + partedTables(n)[1].String() + "```\n" +
 		"\n## Forwarding\n\n" + docsForward + "\n```\n" + forwardTable(switched4|switched6, nil, nil, nil, nil).String() + "```\n" +
 		"\n## Others' firewalls\n\n" + docsForeign +
 		"\n## Names\n\n" + docsNames + "\n```\n" + dnsTable(41001, 41002).String() + "```\n" + docsTail
@@ -98,6 +99,10 @@ routed but bridged to its end. So ports of the bridge are in hairpin mode, but c
 each other through published ports there.
 
 ` + "`::1`" + ` cannot be published so: the kernel does not route it elsewhere.
+`
+
+const docsParted = `These two are there while containers of the network are kept from each other ([Network.Partition]): the first for what passes the
+bridge, the second for what one sends to a published port of the other.
 `
 
 const docsForward = `Where the host is no router (net.ipv4.ip_forward or net.ipv6.conf.all.forwarding is 0), the first network that is not

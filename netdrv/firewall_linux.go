@@ -290,6 +290,12 @@ func (f *nftFirewall) removeTables(n *Network) error {
 		if have != nil {
 			messages = append(messages, (&tableSpec{family: family, name: tableName(n)}).remove()...)
 		}
+		if have, err = f.nf.table(family, partedName(n)); err != nil {
+			return nfErr("look for the partitions of network "+n.Name, err)
+		}
+		if have != nil {
+			messages = append(messages, (&tableSpec{family: family, name: partedName(n)}).remove()...)
+		}
 	}
 	return nfErr("remove the tables of network "+n.Name, f.nf.batch(0, messages...))
 }

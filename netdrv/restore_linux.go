@@ -17,8 +17,9 @@ import (
 type madeTables struct {
 	network   Network
 	endpoints map[string]*Endpoint // by host's end
-	key       string               // says for what the hashes are
-	hashes    map[uint8][]byte     // of the tables, by family
+	parted    [][2]*Endpoint
+	key       string           // says for what the hashes are
+	hashes    map[uint8][]byte // of the tables, by family
 }
 
 // remember notes that a network has its tables, and endpoints their elements.
@@ -85,7 +86,7 @@ func (f *nftFirewall) restoreNetwork(id string) (restored bool, err error) {
 		f.mu.Unlock()
 		return false, nil
 	}
-	n := m.network
+	n, parted := m.network, slices.Clone(m.parted)
 	f.mu.Unlock()
 	gone := func() bool { _, err := f.route.link(n.Interface()); return errors.Is(err, unix.ENODEV) }
 	have, err := f.nf.table(unix.NFPROTO_INET, tableName(&n))
@@ -94,6 +95,11 @@ func (f *nftFirewall) restoreNetwork(id string) (restored bool, err error) {
 	}
 	if err := f.firewallUp(context.Background(), &n); err != nil {
 		return false, err
+	}
+	if len(parted) > 0 {
+		if err := f.part(context.Background(), &n, parted); err != nil {
+			return false, err
+		}
 	}
 	if gone() {
 		return false, f.removeTables(&n)

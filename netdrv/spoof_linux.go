@@ -133,6 +133,9 @@ func (f *nftFirewall) addSources(ctx context.Context, n *Network, eps []*Endpoin
 func (f *nftFirewall) forgetSources(ctx context.Context, n *Network, eps []*Endpoint) error {
 	op := "forget the addresses of containers of network " + n.Name
 	f.forget(n, eps)
+	if err := f.healOf(n, eps); err != nil {
+		return err
+	}
 	return f.eachSources(ctx, n, eps, func(t *tableSpec, es []sourceElement) error {
 		messages := make([]nfMessage, len(es))
 		for i, e := range es {

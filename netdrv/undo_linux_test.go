@@ -50,9 +50,11 @@ func (r *recorder) forgetSources(_ context.Context, _ *Network, eps []*Endpoint)
 	}
 	return r.note("forget")
 }
-func (r *recorder) forwardingUp(context.Context, *Network) error   { return r.note("forwarding") }
-func (r *recorder) forwardingDown(context.Context, *Network) error { return r.note("no forwarding") }
-func (r *recorder) Close() error                                   { return nil }
+func (r *recorder) part(context.Context, *Network, [][2]*Endpoint) error { return r.note("part") }
+func (r *recorder) heal(context.Context, *Network, [][2]*Endpoint) error { return r.note("heal") }
+func (r *recorder) forwardingUp(context.Context, *Network) error         { return r.note("forwarding") }
+func (r *recorder) forwardingDown(context.Context, *Network) error       { return r.note("no forwarding") }
+func (r *recorder) Close() error                                         { return nil }
 
 // withRecorder opens the bridge driver with a firewall that remembers.
 func withRecorder(t *testing.T) (Driver, *recorder) {
