@@ -3,7 +3,6 @@ package netdrv
 import (
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -143,9 +142,11 @@ func TestPartition(t *testing.T) {
 				}
 				check(t, d.Connect(background, n, eps[2], in[2]))
 				reached(1, 2)
-				for _, socket := range []io.Closer{c, other, l} { // while they can say goodbye: until then they hold the namespaces
+				for _, socket := range []net.Conn{c, other} { // one that waits for an answer would hold its namespace
+					check(t, socket.(*net.TCPConn).SetLinger(0))
 					socket.Close()
 				}
+				l.Close()
 				check(t, p.Partition(background, n, [][2]*Endpoint{{eps[0], eps[1]}, {eps[2], eps[1]}}))
 				in[2].Close()
 				check(t, d.Forget(background, n, eps[2:]))
