@@ -84,6 +84,7 @@ type connected struct {
 	resolver  *dns.Server
 	recorded  bool // in endpoints.json
 	ended     bool
+	portsFree chan struct{} // closed when the held ones are closed, after the end
 }
 
 // pendingConnect is a container that is being connected.
@@ -425,8 +426,10 @@ func (c *connected) started() {
 	if c == nil {
 		return
 	}
-	c.closeNamespace()
-	if c.own { // its keeper has them
+	held := connected{ns: c.ns, join: c.join}
+	c.ns, c.join = nil, nil
+	c.eng.nets.ending.Go(held.closeNamespace) // nobody waits for the kernel
+	if c.own {                                // its keeper has them
 		closeAll(append(c.held, c.socket))
 		c.publisher.Close()
 		c.held, c.socket, c.publisher, c.published, c.own = nil, nil, nil, nil, false
@@ -465,23 +468,37 @@ func (c *connected) end() {
 		c.resolver.Close()
 	}
 	e.endEndpoints(c.list)
+	c.portsFree = make(chan struct{})
 	e.nets.ending.Go(func() {
-		ctx := context.Background()
+		var forgotten <-chan struct{}
 		if c.publisher != nil {
-			c.publisher.Withdraw(c.published)
-			if err := c.publisher.Flush(ctx); err != nil {
+			var err error
+			if forgotten, err = c.publisher.Withdraw(c.published); err != nil {
 				e.log.Warn("withdraw published ports", "container", c.id, "error", err)
-			}
-			if c.own {
-				c.publisher.Close()
-				if c.socket != nil {
-					c.socket.Close()
-				}
 			}
 		}
 		closeAll(c.held) // not before: whoever takes the port next would see his connections go to the container
-		c.free(ctx)
+		close(c.portsFree)
+		if c.own {
+			if err := c.publisher.Close(); err != nil {
+				e.log.Warn("withdraw published ports", "container", c.id, "error", err)
+			}
+			if c.socket != nil {
+				c.socket.Close()
+			}
+		}
+		if forgotten != nil {
+			<-forgotten // before another one has the addresses
+		}
+		c.free(context.Background())
 	})
+}
+
+// awaitPorts waits until the ports of a container that has ended are free, and nothing of theirs leads anywhere.
+func (c *connected) awaitPorts() {
+	if c != nil {
+		<-c.portsFree
+	}
 }
 
 func (c *connected) free(ctx context.Context) { c.eng.freeConnections(ctx, c.list) }

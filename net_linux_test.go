@@ -166,6 +166,38 @@ func TestPublish(t *testing.T) {
 	}
 }
 
+// TestPortIsFreeAgain: who has waited for the end of a container can have its port, and so can the container itself.
+func TestPortIsFreeAgain(t *testing.T) {
+	eng := engine(t)
+	toolImage(t, eng, nil)
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := l.Addr().(*net.TCPAddr)
+	l.Close()
+	for _, isDetached := range []bool{false, true} {
+		spec := coracle.ContainerSpec{Detached: isDetached, Ports: []coracle.Port{{Container: 80, Host: uint16(addr.Port)}}}
+		c := startTool(t, eng, spec, "sleep", "60000")
+		for range 10 {
+			if err := c.Restart(t.Context(), &coracle.StopOptions{Timeout: coracle.StopAtOnce}); err != nil {
+				t.Fatalf("detached %v: %v", isDetached, err)
+			}
+		}
+		if _, err := net.Listen("tcp4", addr.String()); err == nil {
+			t.Error("somebody else has the port of a container that runs")
+		}
+		if err := c.Remove(t.Context(), &coracle.RemoveOptions{Force: true}); err != nil {
+			t.Fatal(err)
+		}
+		l, err := net.Listen("tcp4", addr.String())
+		if err != nil {
+			t.Fatalf("detached %v, after: %v", isDetached, err)
+		}
+		l.Close()
+	}
+}
+
 // TestAddresses: static addresses, ranges, a subnet that is full, and what was freed.
 func TestAddresses(t *testing.T) {
 	eng := engine(t)

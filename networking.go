@@ -331,8 +331,14 @@ func (e *Engine) sweepNetworks(ctx context.Context) error {
 
 // close takes down the networks that nobody uses any more, and frees the rest.
 func (n *networking) close(e *Engine) error {
-	n.ending.Wait()
 	var errs []error
+	n.mu.Lock()
+	publisher := n.publisher
+	n.mu.Unlock()
+	if publisher != nil {
+		errs = append(errs, publisher.Flush(context.Background())) // or it would take its time
+	}
+	n.ending.Wait()
 	n.mu.Lock()
 	ids := make([]string, 0, len(n.up))
 	for id := range n.up {

@@ -403,6 +403,7 @@ func (c *Container) monitor(r *run) {
 	close(r.ended)
 
 	errs = append(errs, <-removed)
+	r.net.awaitPorts()
 	crashpoint.At("end: cgroup gone")
 	if autoRemove {
 		// Under the lock: it tells Check that the container is being removed. It may have another name by now.

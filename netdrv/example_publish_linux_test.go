@@ -37,7 +37,11 @@ func ExamplePublisher() {
 		log.Fatal(err)
 	}
 	fmt.Println("published")
-	p.Withdraw([]netdrv.Port{port}) // in a moment, with others
+	forgotten, err := p.Withdraw([]netdrv.Port{port})
+	if err != nil {
+		log.Fatal(err)
+	}
+	<-forgotten // now the address can be another container's
 	// Output: published
 }
 

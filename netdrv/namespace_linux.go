@@ -17,6 +17,9 @@ type Namespace struct {
 	route   *conn // was made inside
 	sysctls *sysctls
 	close   sync.Once
+
+	mu sync.Mutex
+	nf *nfConn // or nil
 }
 
 // NewNamespace makes a network namespace, with its loopback interface up and nothing else.
@@ -94,10 +97,30 @@ func (ns *Namespace) Do(f func() error) error {
 	})
 }
 
-// Close lets go of the namespace. A second call does nothing.
+// netfilter returns a netfilter socket that was made inside; the calling thread is there. It is closed with the namespace and not
+// before: the kernel lets who closes one wait for all tables, of all namespaces, that are being destroyed.
+func (ns *Namespace) netfilter() (*nfConn, error) {
+	ns.mu.Lock()
+	defer ns.mu.Unlock()
+	if ns.nf != nil {
+		return ns.nf, nil
+	}
+	nf, err := openNF()
+	if err == nil {
+		ns.nf = nf
+	}
+	return nf, err
+}
+
+// Close lets go of the namespace. That may take some milliseconds. A second call does nothing.
 func (ns *Namespace) Close() error {
 	var err error
 	ns.close.Do(func() {
+		ns.mu.Lock()
+		if ns.nf != nil {
+			ns.nf.Close()
+		}
+		ns.mu.Unlock()
 		ns.route.Close()
 		ns.sysctls.Close()
 		if ns.file != nil {

@@ -4,8 +4,10 @@ import (
 	"context"
 	"encoding/hex"
 	"errors"
+	"maps"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -14,8 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// withdrawDelay is how long a Withdraw waits for others to go with it.
-const withdrawDelay = 20 * time.Millisecond
+// sweepDelay is how long flows wait to be forgotten together with others: the kernel looks through all that it knows for them.
+const sweepDelay = 50 * time.Millisecond
 
 // Ports that go in one batch.
 const publishBatch = 20000
@@ -31,13 +33,14 @@ type Publisher struct {
 	nf    *nfConn
 	flows *flowSweeper
 
-	working   sync.Mutex // held by who does what is left for later; taken before mu
-	mu        sync.Mutex
-	withdrawn map[hostPort]Port // still in the maps
-	begun     []Port            // new in the maps, with flows from before that may be known
-	timer     *time.Timer       // runs while there is any of these
-	closed    bool
-	failed    error // of what was done in the background, for Flush
+	working sync.Mutex // held by who makes flows forgotten; taken before mu
+	mu      sync.Mutex
+	stale   map[hostPort]Port // not in the maps any more, with flows that may be known
+	begun   []Port            // new in the maps, with flows from before that may be known
+	timer   *time.Timer       // runs while there is any of these
+	swept   chan struct{}     // is closed when these are forgotten
+	closed  bool
+	failed  error // of what was done in the background, for Flush
 }
 
 // hostPort is a set and a key in it.
@@ -134,7 +137,7 @@ func newPublisher(name string, nf *nfConn) (*Publisher, error) {
 		nf.Close()
 		return nil, err
 	}
-	return &Publisher{table: publishTable(name), nf: nf, flows: flows, withdrawn: map[hostPort]Port{}}, nil
+	return &Publisher{table: publishTable(name), nf: nf, flows: flows, stale: map[hostPort]Port{}, swept: make(chan struct{})}, nil
 }
 
 func checkPublisherName(name string) error {
@@ -186,8 +189,7 @@ func (p *Publisher) Publish(ctx context.Context, ports []Port) error {
 	for done := 0; done < len(ports); {
 		n := min(publishBatch, len(ports)-done)
 		if err := p.publish(ports[done:done+n], hosts[done:done+n], elements[done:done+n]); err != nil {
-			p.withdraw(ports[:done])
-			return err
+			return errors.Join(err, p.unmap(ports[:done]))
 		}
 		done += n
 	}
@@ -197,14 +199,6 @@ func (p *Publisher) Publish(ctx context.Context, ports []Port) error {
 // publish publishes what fits into a batch. The caller holds the lock.
 func (p *Publisher) publish(ports []Port, hosts []hostPort, elements []nfElement) error {
 	var messages []nfMessage
-	var replaced []Port
-	for _, h := range hosts {
-		if old, ok := p.withdrawn[h]; ok {
-			messages = append(messages, p.table.removeElement(h.set, []byte(h.key), ""))
-			replaced = append(replaced, old)
-		}
-	}
-	first := len(messages)
 	for i, e := range elements {
 		messages = append(messages, p.table.addElement(hosts[i].set, e, unix.NLM_F_EXCL, ""))
 	}
@@ -213,14 +207,14 @@ func (p *Publisher) publish(ports []Port, hosts []hostPort, elements []nfElement
 	if errors.As(err, &failed) {
 		var errs []error
 		for _, e := range failed {
-			if e.Index < first {
+			if e.Index < 0 {
 				return nfErr("publish ports", err)
 			}
 			errno := e.Errno
 			if errno == unix.EBUSY { // it is there with another value
 				errno = unix.EEXIST
 			}
-			errs = append(errs, &PortError{Port: ports[e.Index-first], Err: errno})
+			errs = append(errs, &PortError{Port: ports[e.Index], Err: errno})
 		}
 		if len(errs) == 1 {
 			return errs[0]
@@ -229,52 +223,89 @@ func (p *Publisher) publish(ports []Port, hosts []hostPort, elements []nfElement
 	} else if err != nil {
 		return nfErr("publish ports", err)
 	}
-	for _, h := range hosts {
-		delete(p.withdrawn, h)
-	}
-	for _, port := range ports {
-		if port.Protocol == "udp" {
-			p.begun = append(p.begun, port)
+	var again []Port
+	for i, h := range hosts {
+		if old, ok := p.stale[h]; ok {
+			again = append(again, old)
+			delete(p.stale, h)
+		}
+		if ports[i].Protocol == "udp" {
+			p.begun = append(p.begun, ports[i])
 		}
 	}
-	if len(replaced) > 0 { // rare: the new container must not get what is meant for the old one, so it is waited for
-		p.failed = errors.Join(p.failed, p.flows.sweep(replaced, nil))
+	if len(again) > 0 { // rare: the new container must not get what is meant for the old one, so it is waited for
+		p.failed = errors.Join(p.failed, p.flows.sweep(again, nil))
 	}
 	p.later()
 	return nil
 }
 
-// Withdraw takes ports back, within 50 ms and with others that are withdrawn meanwhile, and then makes the kernel forget the
-// flows through them. Ports that are not published are no error. What goes wrong, Flush says. A port may be published again at
+// Withdraw takes ports back: when it returns nothing new is sent to the container. Within some 50 ms, together with others that are
+// withdrawn meanwhile, the kernel is made to forget the flows through them; then the channel is closed, and the container's address can
+// be another one's. What goes wrong with that, Flush says. Ports that are not published are no error. A port may be published again at
 // once.
-func (p *Publisher) Withdraw(ports []Port) {
+func (p *Publisher) Withdraw(ports []Port) (forgotten <-chan struct{}, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.withdraw(ports)
+	if p.closed {
+		over := make(chan struct{})
+		close(over)
+		return over, nil
+	}
+	swept := p.swept
+	return swept, p.unmap(ports)
 }
 
-func (p *Publisher) withdraw(ports []Port) {
+// unmap removes ports from the maps. The caller holds the lock.
+func (p *Publisher) unmap(ports []Port) error {
+	messages := make([]nfMessage, 0, len(ports))
 	for _, port := range ports {
-		if set, e, err := port.element(); err == nil {
-			p.withdrawn[hostPort{set, string(e.key)}] = port
+		set, e, err := port.element()
+		if err != nil {
+			continue // and so it was never published
 		}
+		messages = append(messages, p.table.removeElement(set, e.key, port.String()))
+		p.stale[hostPort{set, string(e.key)}] = port
+	}
+	var errs []error
+	for len(messages) > 0 {
+		n := min(publishBatch, len(messages))
+		errs = append(errs, nfErr("withdraw ports", p.nf.batchPresent(messages[:n])))
+		messages = messages[n:]
 	}
 	p.later()
+	return errors.Join(errs...)
 }
 
-// later sees to it that what is to be done is done. The caller holds the lock.
+// later sees to it that flows are forgotten. The caller holds the lock.
 func (p *Publisher) later() {
-	if p.timer == nil && len(p.withdrawn)+len(p.begun) > 0 {
-		p.timer = time.AfterFunc(withdrawDelay, p.work)
+	switch {
+	case len(p.stale)+len(p.begun) == 0:
+		if p.timer == nil {
+			close(p.swept) // there is nothing to wait for
+			p.swept = make(chan struct{})
+		}
+	case p.timer == nil:
+		p.timer = time.AfterFunc(sweepDelay, p.sweep)
 	}
 }
 
-// work does what is to be done. Publish waits for the maps, but not for the flows, which may be many.
-func (p *Publisher) work() {
+// sweep makes the kernel forget flows. Nobody who publishes waits for that, as they may be many.
+func (p *Publisher) sweep() {
 	p.working.Lock()
 	defer p.working.Unlock()
-	stale, begun := p.unmap()
-	if len(stale)+len(begun) == 0 {
+	p.mu.Lock()
+	stale, begun, swept := slices.Collect(maps.Values(p.stale)), p.begun, p.swept
+	clear(p.stale)
+	p.begun, p.swept = nil, make(chan struct{})
+	if p.timer != nil {
+		p.timer.Stop()
+		p.timer = nil
+	}
+	closed := p.closed
+	p.mu.Unlock()
+	defer close(swept)
+	if closed || len(stale)+len(begun) == 0 {
 		return
 	}
 	if err := p.flows.sweep(stale, begun); err != nil {
@@ -284,40 +315,12 @@ func (p *Publisher) work() {
 	}
 }
 
-// unmap removes what is withdrawn from the maps, and returns whose flows are to be forgotten.
-func (p *Publisher) unmap() (stale, begun []Port) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.timer != nil {
-		p.timer.Stop()
-		p.timer = nil
-	}
-	if p.closed {
-		return nil, nil
-	}
-	messages := make([]nfMessage, 0, len(p.withdrawn))
-	for h, port := range p.withdrawn {
-		messages = append(messages, p.table.removeElement(h.set, []byte(h.key), port.String()))
-		stale = append(stale, port)
-	}
-	clear(p.withdrawn)
-	for len(messages) > 0 {
-		n := min(publishBatch, len(messages))
-		if err := p.nf.batchPresent(messages[:n]); err != nil {
-			p.failed = errors.Join(p.failed, nfErr("withdraw ports", err))
-		}
-		messages = messages[n:]
-	}
-	begun, p.begun = p.begun, nil
-	return stale, begun
-}
-
-// Flush does what Withdraw left for later, and returns what went wrong since the last Flush.
+// Flush makes the kernel forget at once what Withdraw and Publish have left for later, and returns what went wrong since the last Flush.
 func (p *Publisher) Flush(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	p.work()
+	p.sweep()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	err := p.failed
@@ -342,7 +345,7 @@ func (p *Publisher) Socket() (*os.File, error) {
 // Close does what Withdraw left for later and closes the socket: if nobody else has it, nothing is published any more. A
 // second call does nothing.
 func (p *Publisher) Close() error {
-	p.work()
+	p.sweep()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {

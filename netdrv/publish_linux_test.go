@@ -82,13 +82,18 @@ func TestPublishElements(t *testing.T) {
 			t.Errorf("published %q, want %q", got, want)
 		}
 
-		// Withdrawn soon, and published again at once.
-		p.Withdraw(some)
-		p.Withdraw([]Port{port("tcp", "", 4711, "10.0.0.2", 1)})
-		check(t, p.Publish(background, []Port{port("tcp", "", 8001, "10.0.0.9", 99)}))
+		// Withdrawn and published again at once. The flows are forgotten soon.
 		begun := time.Now()
-		eventually(t, "ports are withdrawn", func() bool { return len(ports(t)) == 3 })
-		t.Log("withdrawn after", time.Since(begun))
+		forgotten := withdraw(t, p, some...)
+		none := withdraw(t, p, port("tcp", "", 4711, "10.0.0.2", 1))
+		check(t, p.Publish(background, []Port{port("tcp", "", 8001, "10.0.0.9", 99)}))
+		if got := ports(t); len(got) != 3 {
+			t.Errorf("published %q", got)
+		}
+		<-forgotten
+		<-none
+		t.Log("forgotten after", time.Since(begun))
+		<-withdraw(t, p)
 		check(t, p.Flush(background))
 		if got := ports(t); !slices.Contains(got, "coracle-engine-1 tcp . 8001 : 10.0.0.9 . 99") || len(got) != 3 {
 			t.Errorf("published %q", got)
@@ -108,7 +113,7 @@ func TestPublishElements(t *testing.T) {
 		}
 		check(t, p.Close())
 		check(t, p.Close())
-		p.Withdraw(some)
+		<-withdraw(t, p, some...)
 		if got := ports(t); len(got) != 0 {
 			t.Errorf("left after Close: %q", got)
 		}
@@ -117,6 +122,13 @@ func TestPublishElements(t *testing.T) {
 		}
 		check(t, publisher(t, "engine-1").Close())
 	})
+}
+
+func withdraw(t testing.TB, p *Publisher, ports ...Port) <-chan struct{} {
+	t.Helper()
+	forgotten, err := p.Withdraw(ports)
+	check(t, err)
+	return forgotten
 }
 
 // TestPublisherFlows: who keeps sending udp reaches who has the port now, not who had it.
@@ -153,12 +165,12 @@ func TestPublisherFlows(t *testing.T) {
 			if who := ask(); who != "a" {
 				t.Errorf("%s answers, want a", who)
 			}
-			p.Withdraw([]Port{pa})
+			withdraw(t, p, pa)
 			check(t, p.Publish(background, []Port{pb}))
 			if who := ask(); who != "b" {
 				t.Errorf("%s answers, want b", who)
 			}
-			p.Withdraw([]Port{pb})
+			withdraw(t, p, pb)
 			check(t, p.Flush(background))
 			if who := ask(); who != "nobody" {
 				t.Errorf("%s answers after the port was withdrawn", who)
@@ -264,7 +276,8 @@ func TestPublisherTogether(t *testing.T) {
 					some, err := port([]string{"tcp", "udp"}[i%2], "", uint16(1000*(g+1)), "10.0.0.2", uint16(i+1)).Range(20)
 					all = errors.Join(all, err, p.Publish(background, some))
 					if i < 38 { // what is published again with another value was withdrawn before
-						p.Withdraw(some)
+						_, err := p.Withdraw(some)
+						all = errors.Join(all, err)
 					}
 					if i%10 == g {
 						all = errors.Join(all, p.Flush(background))
@@ -313,7 +326,7 @@ func BenchmarkPublish(b *testing.B) {
 						all = append(all, one(i)...)
 					}
 					begun := time.Now()
-					p.Withdraw(all)
+					withdraw(b, p, all...)
 					check(b, p.Flush(background))
 					drop = append(drop, time.Since(begun))
 					b.StartTimer()

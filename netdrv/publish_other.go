@@ -21,8 +21,12 @@ func OpenPublisher(name string, socket *os.File) (*Publisher, error) { return ni
 // Publish is unsupported here.
 func (p *Publisher) Publish(ctx context.Context, ports []Port) error { return errPublish }
 
-// Withdraw does nothing here.
-func (p *Publisher) Withdraw(ports []Port) {}
+// Withdraw is unsupported here.
+func (p *Publisher) Withdraw(ports []Port) (forgotten <-chan struct{}, err error) {
+	over := make(chan struct{})
+	close(over)
+	return over, errPublish
+}
 
 // Flush is unsupported here.
 func (p *Publisher) Flush(ctx context.Context) error { return errPublish }

@@ -29,11 +29,10 @@ func dnsTable(udpPort, tcpPort uint16) *tableSpec {
 // port 0 is not redirected to.
 func RedirectDNS(ns *Namespace, udpPort, tcpPort uint16) error {
 	return ns.Do(func() error {
-		nf, err := openNF()
+		nf, err := ns.netfilter()
 		if err != nil {
 			return err
 		}
-		defer nf.Close()
 		messages, err := dnsTable(udpPort, tcpPort).replace()
 		if err == nil {
 			err = nf.batch(0, messages...)
