@@ -55,7 +55,7 @@ func listPackages(t *testing.T, patterns ...string) []listedPackage {
 
 // forTests are packages that production code never imports; they may import testing.
 func forTests(path string) bool {
-	return slices.Contains([]string{"internal/testutil", "internal/testtool", "internal/testtool/tool", "internal/registrytest", "internal/hostile", "internal/debian", "internal/bench", "internal/vmtest", "internal/powerloss", "layerfs/layerfstest", "coracletest"},
+	return slices.Contains([]string{"internal/testutil", "internal/testtool", "internal/testtool/tool", "internal/registrytest", "internal/hostile", "internal/debian", "internal/bench", "internal/vmtest", "internal/powerloss", "layerfs/layerfstest", "netdrv/netdrvtest", "coracletest"},
 		strings.TrimPrefix(path, module+"/"))
 }
 
@@ -102,10 +102,13 @@ func TestDependencies(t *testing.T) {
 		"nsexec":  {"github.com/opencontainers/runtime-spec", "github.com/moby/profiles", "golang.org/x/net", "golang.org/x/sys"},
 		"cgroup":  {"github.com/opencontainers/runtime-spec", "github.com/moby/sys/mountinfo", "golang.org/x/sys"},
 		"layerfs": {"github.com/klauspost/compress", "github.com/opencontainers/image-spec", "github.com/opencontainers/go-digest", "golang.org/x/sys"},
+		"netdrv": {"github.com/vishvananda/netlink", "github.com/vishvananda/netns", "github.com/google/nftables", "github.com/mdlayher/netlink", "github.com/mdlayher/socket",
+			"golang.org/x/net", "golang.org/x/sync", "golang.org/x/sys"},
+		"netdrv/dns": {"golang.org/x/net"},
 		// go-containerregistry's authentication brings Docker's packages and a logger along.
 		".": {"github.com/google/go-containerregistry", "github.com/docker/cli", "github.com/docker/docker-credential-helpers", "github.com/sirupsen/logrus"},
 	}
-	for _, dir := range []string{"nsexec", "cgroup", "layerfs"} {
+	for _, dir := range []string{"nsexec", "cgroup", "layerfs", "netdrv"} {
 		allowed["."] = append(allowed["."], allowed[dir]...)
 	}
 	for dir, modules := range allowed {
@@ -126,7 +129,7 @@ func TestDependencies(t *testing.T) {
 // TestExamples: every exported type has a runnable Example, and every exported identifier is documented.
 func TestExamples(t *testing.T) {
 	testutil.NotInVM(t, "there is no source")
-	for _, dir := range []string{".", "layerfs", "nsexec", "nsexec/seccomp", "cgroup", "coracletest"} {
+	for _, dir := range []string{".", "layerfs", "nsexec", "nsexec/seccomp", "cgroup", "netdrv", "netdrv/dns", "coracletest"} {
 		files, err := filepath.Glob(filepath.Join(dir, "*.go"))
 		if err != nil || len(files) == 0 {
 			testutil.Skip(t, "needs the source files")

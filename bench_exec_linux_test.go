@@ -2,12 +2,10 @@ package coracle_test
 
 import (
 	"context"
-	"os"
 	"path/filepath"
 	"runtime"
 	"strconv"
 	"testing"
-	"testing/fstest"
 
 	"golang.org/x/sys/unix"
 
@@ -32,17 +30,7 @@ func pauseELF(t testing.TB) []byte {
 // benchExec makes a running container, and describes it to the floor and to the peers.
 func benchExec(b *testing.B) (*coracle.Container, *bench.Container) {
 	b.Helper()
-	ctx, eng := b.Context(), engine(b)
-	files := fstest.MapFS{"bin/true": {Data: trueELF(b), Mode: 0o755}, "bin/pause": {Data: pauseELF(b), Mode: 0o755}}
-	for _, dir := range []string{"dev", "etc", "proc", "sys", "tmp"} {
-		files[dir] = &fstest.MapFile{Mode: os.ModeDir | 0o755}
-	}
-	for _, name := range []string{"etc/hostname", "etc/hosts", "etc/resolv.conf"} {
-		files[name] = &fstest.MapFile{Mode: 0o644}
-	}
-	if _, err := eng.ImageFromFS(ctx, "true", files, nil); err != nil {
-		b.Fatal(err)
-	}
+	ctx, eng := b.Context(), benchEngine(b)
 	spec := benchSpec(coracle.NetworkNone)
 	spec.Args = []string{"/bin/pause"}
 	spec.Limits.CPUQuota, spec.Limits.CPUPeriod = 0, 0 // or what is measured is the quota

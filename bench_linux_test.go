@@ -45,7 +45,7 @@ func benchSpec(network string) *coracle.ContainerSpec {
 
 func benchEngine(b *testing.B) *coracle.Engine {
 	eng := engine(b)
-	files := fstest.MapFS{"bin/true": {Data: trueELF(b), Mode: 0o755}}
+	files := fstest.MapFS{"bin/true": {Data: trueELF(b), Mode: 0o755}, "bin/pause": {Data: pauseELF(b), Mode: 0o755}}
 	for _, dir := range []string{"dev", "etc", "proc", "sys", "tmp"} {
 		files[dir] = &fstest.MapFile{Mode: os.ModeDir | 0o755}
 	}

@@ -71,6 +71,9 @@ func (e *Engine) create(ctx context.Context, spec *ContainerSpec) (_ *Container,
 	if err := spec.validate(); err != nil {
 		return nil, err
 	}
+	if err := e.findNetworks(spec); err != nil {
+		return nil, err
+	}
 	img, layers, release, err := e.imageFor(ctx, spec)
 	if err != nil {
 		return nil, err
@@ -151,6 +154,7 @@ func (e *Engine) discardThen(ctx context.Context, st *containerState, gone func(
 		errs = append(errs, err)
 	}
 	crashpoint.At("discard: cgroup gone")
+	e.endConnections(st.ID) // of a detached container whose end nobody has noted
 	errs = append(errs, e.store.RemoveSnapshot(ctx, st.ID))
 	crashpoint.At("discard: snapshot gone")
 	errs = append(errs, e.removeName(st.Name, st.ID))

@@ -511,8 +511,11 @@ func TestFiles(t *testing.T) {
 	if out := output(t, eng, spec, "cat", "/etc/hosts"); !strings.Contains(out, "127.0.0.1\tlocalhost\n") || !strings.Contains(out, "10.0.0.7\tdb\n") || !strings.Contains(out, "\tboat\n") {
 		t.Errorf("hosts: %q", out)
 	}
-	if out := output(t, eng, spec, "cat", "/etc/resolv.conf"); out != "nameserver 192.0.2.1\nsearch example\n" {
-		t.Errorf("resolv.conf: %q", out)
+	for network, server := range map[string]string{coracle.NetworkBridge: "127.0.0.11", coracle.NetworkNone: "192.0.2.1"} {
+		spec.Networks = onNetworks(network)
+		if out := output(t, eng, spec, "cat", "/etc/resolv.conf"); out != "nameserver "+server+"\nsearch example\n" {
+			t.Errorf("%s: resolv.conf: %q", network, out)
+		}
 	}
 }
 
@@ -620,7 +623,7 @@ func TestBadInput(t *testing.T) {
 		{"bad mount", coracle.ContainerSpec{Image: "tool", Mounts: []coracle.Mount{{Source: "/", Target: "relative"}}}, coracle.ErrInvalid, false},
 		{"bad signal", coracle.ContainerSpec{Image: "tool", StopSignal: "SIGNOTHING"}, coracle.ErrInvalid, false},
 		{"bad capability", coracle.ContainerSpec{Image: "tool", Security: nsexec.Security{CapAdd: []string{"FLY"}}}, nil, false},
-		{"unknown network", coracle.ContainerSpec{Image: "tool", Networks: []coracle.Attachment{{Network: "nowhere"}}}, errors.ErrUnsupported, false},
+		{"unknown network", coracle.ContainerSpec{Image: "tool", Networks: []coracle.Attachment{{Network: "nowhere"}}}, fs.ErrNotExist, false},
 		{"NUL", coracle.ContainerSpec{Image: "tool", Args: []string{"a\x00b"}}, coracle.ErrInvalid, false},
 		{"working directory is a file", coracle.ContainerSpec{Image: "tool", WorkingDir: "/plain"}, syscall.ENOTDIR, false},
 	} {

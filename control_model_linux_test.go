@@ -46,6 +46,7 @@ type controlModelConfig struct {
 	Dies  int64 // it kills itself at this step; 0 means that it does not
 
 	Detached bool // the containers are detached, see detached_model_linux_test.go
+	Networks bool // they are on networks, see network_model_linux_test.go
 }
 
 // controlHang is how long one operation may take.
@@ -87,9 +88,12 @@ func controlModelMain() {
 	if config.Detached {
 		ops = detachedOps()
 	}
+	if config.Networks {
+		ops = networkOps()
+	}
 	for n := range config.Ops {
 		op := ops[rnd.IntN(len(ops))]
-		if config.Dies > 0 && op.owner && !config.Detached {
+		if config.Dies > 0 && op.owner && !config.Detached && !config.Networks {
 			continue
 		}
 		fmt.Printf("> %d %s\n", n, op.name)

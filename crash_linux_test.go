@@ -7,9 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -20,6 +22,7 @@ import (
 	"github.com/coracle-dev/coracle"
 	"github.com/coracle-dev/coracle/cgroup"
 	"github.com/coracle-dev/coracle/internal/testutil"
+	"github.com/coracle-dev/coracle/netdrv"
 )
 
 // helperEnv makes the test binary another program that uses coracle.
@@ -186,6 +189,59 @@ func checkEmpty(t testing.TB, root, prefix string) {
 	for _, pattern := range []string{"/sys/fs/cgroup/*/coracle/" + prefix + "*", "/sys/fs/cgroup/coracle/" + prefix + "*"} {
 		if groups, _ := filepath.Glob(pattern); len(groups) > 0 {
 			t.Errorf("cgroups left: %v", groups)
+		}
+	}
+	checkNetworks(t, root)
+}
+
+// checkNetworks expects that nothing of a root's networks is in use, and nothing of them on the host.
+func checkNetworks(t testing.TB, root string) {
+	t.Helper()
+	networks, err := os.ReadDir(filepath.Join(root, "networks"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return
+	}
+	if err != nil {
+		t.Error(err)
+	}
+	tables, err := netdrv.FirewallObjects(context.Background())
+	if err != nil {
+		t.Error(err)
+	}
+	names, err := os.ReadDir(filepath.Join(root, "networknames"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		t.Error(err)
+	}
+	for _, name := range names {
+		if id, err := os.Readlink(filepath.Join(root, "networknames", name.Name())); err != nil || !slices.ContainsFunc(networks, func(n fs.DirEntry) bool { return n.Name() == id }) {
+			t.Errorf("the name of a network, %s, leads to %q, %v", name.Name(), id, err)
+		}
+	}
+	for _, n := range networks {
+		id := n.Name()
+		if strings.HasPrefix(id, ".") {
+			t.Errorf("a half-made network is left: %s", id)
+			continue
+		}
+		for _, dir := range []string{"endpoints", "addresses", "names", "followers"} {
+			entries, err := os.ReadDir(filepath.Join(root, "networks", id, dir))
+			if err != nil && !errors.Is(err, fs.ErrNotExist) {
+				t.Error(err)
+			}
+			for _, e := range entries {
+				t.Errorf("left in %s of network %.12s: %s", dir, id, e.Name())
+			}
+		}
+		if _, err := os.Lstat(filepath.Join(root, "networks", id, "onhost")); err == nil {
+			t.Errorf("network %.12s is still marked as being on the host", id)
+		}
+		if i, err := net.InterfaceByName((&netdrv.Network{ID: id}).Interface()); err == nil {
+			t.Errorf("the bridge of network %.12s is left: %v", id, i)
+		}
+		for _, object := range tables {
+			if strings.Contains(object.Table, id[:12]) {
+				t.Errorf("an nftables object of network %.12s is left: %+v", id, object)
+			}
 		}
 	}
 }

@@ -135,6 +135,7 @@ func init() {
 		"repair-container": {root: "no-list", damaged: true, found: true, act: repair, state: hasContainers("box"), legal: []string{"box created"}, end: "box created"},
 	}
 	maps.Copy(walkScenarios, detachedScenarios())
+	maps.Copy(walkScenarios, networkScenarios())
 }
 
 // prepareRoots makes the roots that the scenarios begin with.

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -43,6 +44,9 @@ type walkOrder struct {
 	Cut string
 }
 
+// endpointFile is in the name of a step that has another one each time.
+var endpointFile = regexp.MustCompile("^write [0-9a-f]{10}:")
+
 // walkEnd is the step after the last one.
 const walkEnd = "end"
 
@@ -56,6 +60,8 @@ func walkMain() {
 	err := json.Unmarshal([]byte(text), &order)
 	if err == nil && order.Scenario == messScenario {
 		err = makeMess(order)
+	} else if err == nil && order.Scenario == foreignScenario {
+		err = foreignConnect.perform(order)
 	} else if err == nil {
 		err = walkScenarios[order.Scenario].perform(order)
 	}
@@ -81,6 +87,7 @@ func (s *walkScenario) perform(order walkOrder) error {
 	var steps []string
 	seen := make(map[string]int)
 	at := func(step string) {
+		step = endpointFile.ReplaceAllString(step, "write an endpoint:")
 		mu.Lock() // and keep it: nobody else comes to a step while this process dies
 		seen[step]++
 		step = fmt.Sprintf("%s #%d", step, seen[step])
@@ -553,6 +560,7 @@ func wantCleanRoot(t *testing.T, root string, open bool) {
 			t.Errorf("cgroups left: %v", groups)
 		}
 	}
+	checkNetworks(t, root)
 	if marks, err := os.ReadDir(filepath.Join(root, "detached")); err == nil && len(marks) > 0 {
 		t.Errorf("left: detached/%s", marks[0].Name())
 	}

@@ -179,6 +179,7 @@ func (c *Container) release(ctx context.Context, st *containerState, r *run) (er
 	defer func() {
 		if err != nil {
 			d.Abandon()
+			r.net.end()
 			err = errors.Join(err, r.group.Remove(context.WithoutCancel(ctx)))
 		}
 	}()
@@ -322,6 +323,7 @@ func (c *Container) settleLocked(ctx context.Context, st *containerState) error 
 	crashpoint.At("settle: cgroup gone")
 	if e.removedAtEnd(st) {
 		e.tellEnd(ctx, st)
+		e.endConnections(st.ID)
 		return e.destroy(ctx, st)
 	}
 	told := e.endsToTell(ctx, st)
@@ -334,6 +336,7 @@ func (c *Container) settleLocked(ctx context.Context, st *containerState) error 
 	}
 	crashpoint.At("settle: noted")
 	told()
+	e.endConnections(st.ID)
 	return e.unmark(c.id)
 }
 

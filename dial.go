@@ -22,7 +22,8 @@ import (
 // namespace, which belongs to the network namespace; any other is a path in the container, never one of the host.
 //
 // Only the socket is made in the container's namespace: no other goroutine ever runs there. The connection does not end
-// with the container's process, but nobody answers any more.
+// with the container's process, as what that has sent is still to be read, but nobody answers any more. Close it then: as
+// long as it is open, it keeps the network namespace and its interfaces and addresses.
 //
 // The error matches ErrNotRunning if the container is not running, ErrInvalid if network or address make no sense,
 // errors.ErrUnsupported for a host name, that of ctx if it is done first, and otherwise the errno of the kernel:

@@ -146,7 +146,7 @@ func TestDialErrors(t *testing.T) {
 		"self": {Data: []byte("/proc/self/root" + outside), Mode: fs.ModeSymlink | 0o777},
 		"file": {Data: []byte("x"), Mode: 0o644},
 	})
-	c := serving(t, eng, coracle.ContainerSpec{}, "tcp", "127.0.0.1:7", "-1")
+	c := serving(t, eng, coracle.ContainerSpec{Networks: onNetworks(coracle.NetworkNone)}, "tcp", "127.0.0.1:7", "-1")
 	canceled, cancel := context.WithCancel(ctx)
 	cancel()
 	for _, test := range []struct {

@@ -35,13 +35,17 @@
 //
 // What a container writes is in its log ([Container.Logs]), unless the spec takes the stream itself. [Container.Attach] and
 // [Container.Input] connect programs to a running one, [Container.DialContext] opens connections inside its network
-// namespace, and [Engine.Events] tells what happens to all of them.
+// namespace, [Container.Listen] serves it something there, and [Engine.Events] tells what happens to all of them.
 //
 // [ContainerSpec].Restart and Health say when a detached container is to be started again and how its health is checked.
 // [Engine.Supervise] does both, in whichever programs call it.
 //
-// The defaults are Docker's: namespaces, capabilities, seccomp profile, masked paths, device rules, entrypoint rules. At
-// present a container has no network but its own loopback interface, or the host's.
+// A container is on the bridge of its root unless [ContainerSpec].Networks says otherwise: from there it reaches the world,
+// and others by name. [Engine.CreateNetwork] makes further networks, [ContainerSpec].Ports publishes ports on the host, on
+// 127.0.0.1 unless asked for more, and [Container.Addr] tells where. For tests, [Network.Partition] keeps containers from each
+// other and [Network.SetFaults] makes what they send late or lost.
+//
+// The defaults are Docker's: namespaces, capabilities, seccomp profile, masked paths, device rules, entrypoint rules.
 //
 // # Errors
 //

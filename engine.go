@@ -61,8 +61,10 @@ type Engine struct {
 	events    eventLog
 	watch     stateWatch
 
-	commands commands // exectarget.go
-	sockets  sockets  // dial.go
+	commands  commands   // exectarget.go
+	sockets   sockets    // dial.go
+	listeners listeners  // listen.go
+	nets      networking // networking.go
 
 	mu     sync.Mutex
 	owned  map[string]*Container // by id: those that this engine answers for
@@ -159,6 +161,7 @@ func (e *Engine) Close() error {
 	e.mu.Unlock()
 	e.close()
 	e.busy.Wait()
+	e.listeners.close()
 	e.mu.Lock()
 	owned := slices.Collect(maps.Values(e.owned))
 	e.mu.Unlock()
@@ -193,10 +196,10 @@ func (e *Engine) release() error {
 	var errs []error
 	errs = append(errs, e.launcher.Close())
 	e.commands.close()
-	errs = append(errs, e.closeEvents())
 	if e.launcher.Dir != "" {
 		errs = append(errs, os.RemoveAll(e.launcher.Dir))
 	}
+	errs = append(errs, e.nets.close(e), e.closeEvents())
 	if e.owner != nil {
 		errs = append(errs, e.owner.close())
 	}

@@ -62,6 +62,9 @@ func describe(list []coracle.Event, registry string) string {
 			if k == "execDuration" || k == "reclaimed" {
 				v = "N"
 			}
+			if id := ids[v]; id != "" {
+				v = id
+			}
 			fmt.Fprintf(&b, " %s=%s", k, v)
 		}
 		b.WriteByte('\n')

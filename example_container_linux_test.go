@@ -346,5 +346,5 @@ var needsRoot = "^(" + strings.Join([]string{
 	"ExampleEngine_Supervise", "ExampleHealthSpec", "ExampleHealth", "ExampleHealthStatus",
 	"ExampleContainer_Logs", "ExampleContainer_LogLines", "ExampleContainer_CopyLogs", "ExampleLogOptions", "ExampleLogRecord", "ExampleLogLine",
 	"ExampleLogSpec", "ExampleLogMode",
-	"ExampleContainer_DialContext",
+	"ExampleContainer_DialContext", "ExampleContainer_Listen", "ExampleContainer_ListenPacket",
 }, "|") + ")$"

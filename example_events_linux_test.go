@@ -17,7 +17,7 @@ func ExampleEvent() {
 	// From here on, also what happens before the loop begins.
 	events := eng.Events(ctx, &coracle.EventOptions{Follow: true})
 
-	if err := eng.Run(ctx, &coracle.ContainerSpec{Name: "greeter", Image: "hello"}); err != nil {
+	if err := eng.Run(ctx, &coracle.ContainerSpec{Name: "greeter", Image: "hello", Networks: []coracle.Attachment{{Network: coracle.NetworkNone}}}); err != nil {
 		log.Fatal(err)
 	}
 	for ev, err := range events {

@@ -219,3 +219,12 @@ func setNoDev(root *os.File) error {
 	}
 	return nil
 }
+
+// openIn opens a file below a directory of procfs.
+func openIn(dir *os.File, name string) (*os.File, error) {
+	fd, err := unix.Openat(int(dir.Fd()), name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: name, Err: err}
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}

@@ -42,4 +42,5 @@ func deviceNode(string) (string, int64, int64, os.FileMode, uint32, uint32, erro
 	return "", 0, 0, 0, 0, 0, errors.ErrUnsupported
 }
 
-func setNoDev(*os.File) error { return errors.ErrUnsupported }
+func setNoDev(*os.File) error                   { return errors.ErrUnsupported }
+func openIn(*os.File, string) (*os.File, error) { return nil, errors.ErrUnsupported }

@@ -41,6 +41,10 @@ type ContainerInfo struct {
 	LogDroppedBytes uint64
 	LogFull         bool
 
+	// Networks are where the container is connected while it runs, and Ports what is published of it.
+	Networks []EndpointInfo
+	Ports    []PublishedPort
+
 	// Spec is what Create was given.
 	Spec ContainerSpec
 	// OCI is the final runtime spec of the last start, after Customize; nil before the first, and where a power failure
@@ -69,6 +73,16 @@ func (c *Container) Inspect(ctx context.Context) (*ContainerInfo, error) {
 	if st.Spec.Detached && st.Status != StatusCreated {
 		if r, err := c.eng.keeperRecord(c.id); err == nil {
 			info.LogDroppedBytes, info.LogFull = r.DroppedBytes, r.LogFull
+		}
+	}
+	if st.Status == StatusRunning {
+		list, err := c.eng.endpointsOf(st.ID)
+		if err != nil {
+			return nil, c.fail("inspect", err)
+		}
+		for _, one := range list {
+			info.Networks = append(info.Networks, one.state.info(one.network))
+			info.Ports = append(info.Ports, one.state.Ports...)
 		}
 	}
 	if info.OCI == nil && st.Status != StatusCreated {

@@ -20,6 +20,8 @@ type containerChanges struct {
 	Version int
 	Name    string         `json:",omitempty"`
 	Limits  *cgroup.Limits `json:",omitempty"`
+	// Networks are the attachments since somebody has connected or disconnected the container.
+	Networks *[]Attachment `json:",omitempty"`
 	// Restarting is the engine that restarts the container: AutoRemove does not count at this end.
 	Restarting string `json:",omitempty"`
 	// Stopped says that somebody has ended the container: its restart policy does not start it.
@@ -39,6 +41,12 @@ func (e *Engine) applyChanges(st *containerState) error {
 	}
 	if ch.Limits != nil {
 		st.Spec.Limits = *ch.Limits
+	}
+	if ch.Networks != nil {
+		st.Spec.Networks = *ch.Networks
+		if len(*ch.Networks) == 0 {
+			st.Spec.Networks = []Attachment{} // not nil, which means the default network
+		}
 	}
 	st.stopped = ch.Stopped
 	return nil
@@ -85,7 +93,8 @@ func (c *Container) knownName() string {
 	return c.name
 }
 
-// Rename gives the container another name, whoever owns it and whether it runs or not. Its host name stays.
+// Rename gives the container another name, whoever owns it and whether it runs or not. Its host name stays, and so does the
+// name by which other containers of its networks find it, until it is started again.
 //
 // The error matches fs.ErrExist if another container has the name, ErrInvalid if it is none (see ContainerSpec.Name),
 // and fs.ErrNotExist if the container was removed. It is no error if it has the name already.

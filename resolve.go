@@ -36,7 +36,7 @@ func (s *ContainerSpec) resolve(image ocispec.ImageConfig, id string) (resolvedS
 		Hostname:   s.Hostname,
 		Labels:     maps.Clone(image.Labels),
 	}
-	if r.Hostname == "" && s.network() != NetworkHost {
+	if mode, _ := s.networkMode(); r.Hostname == "" && mode != NetworkHost {
 		r.Hostname = id[:12]
 	}
 	r.WorkingDir = path.Clean("/" + r.WorkingDir)
@@ -109,14 +109,6 @@ func hasEnv(env []string, name string) bool {
 	return slices.ContainsFunc(env, func(s string) bool { return strings.HasPrefix(s, name+"=") })
 }
 
-// network is the one network that the container is attached to.
-func (s *ContainerSpec) network() string {
-	if len(s.Networks) == 0 {
-		return NetworkNone
-	}
-	return s.Networks[0].Network
-}
-
 // validate checks what can be checked without the image.
 func (s *ContainerSpec) validate() error {
 	invalid := func(field, format string, args ...any) error {
@@ -167,11 +159,8 @@ func (s *ContainerSpec) validate() error {
 	if s.ShmSize < 0 {
 		return invalid("ShmSize", "negative")
 	}
-	switch n := s.network(); {
-	case len(s.Networks) > 1:
-		return &UnsupportedError{Feature: "attaching a container to several networks", Fix: "name one of \"none\" and \"host\""}
-	case n != NetworkNone && n != NetworkHost:
-		return &UnsupportedError{Feature: fmt.Sprintf("the network %q", n), Fix: "name one of \"none\" and \"host\""}
+	if err := s.validateNetworks(); err != nil {
+		return fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
 	for i, m := range s.Mounts {
 		if err := m.validate(); err != nil {
@@ -236,6 +225,10 @@ func (s *ContainerSpec) clone() ContainerSpec {
 	c.DNS, c.DNSSearch, c.DNSOptions = slices.Clone(s.DNS), slices.Clone(s.DNSSearch), slices.Clone(s.DNSOptions)
 	c.Labels, c.Sysctls = maps.Clone(s.Labels), maps.Clone(s.Sysctls)
 	c.Networks, c.Devices, c.Rlimits = slices.Clone(s.Networks), slices.Clone(s.Devices), slices.Clone(s.Rlimits)
+	for i := range c.Networks {
+		c.Networks[i].Aliases = slices.Clone(c.Networks[i].Aliases)
+	}
+	c.Ports = slices.Clone(s.Ports)
 	if s.Health != nil {
 		h := *s.Health
 		h.Test = slices.Clone(h.Test)

@@ -2,9 +2,7 @@ package coracle
 
 import (
 	"cmp"
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path"
 	"slices"
@@ -36,7 +34,7 @@ func (e *Engine) runtimeSpec(st *containerState) (*specs.Spec, error) {
 	}
 
 	spec.Hostname, spec.Domainname = r.Hostname, s.Domainname
-	if s.network() == NetworkHost {
+	if mode, _ := s.networkMode(); mode == NetworkHost {
 		spec.Linux.Namespaces = slices.DeleteFunc(spec.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.NetworkNamespace })
 		if spec.Hostname == "" {
 			name, err := os.Hostname()
@@ -66,7 +64,7 @@ func (e *Engine) runtimeSpec(st *containerState) (*specs.Spec, error) {
 
 // completeSpec adds to the spec what depends on the root filesystem and on files made for the container: the user, the
 // working directory, which is made, and the mounts.
-func (e *Engine) completeSpec(spec *specs.Spec, st *containerState, root *os.File) error {
+func (e *Engine) completeSpec(spec *specs.Spec, st *containerState, root *os.File, net *connected) error {
 	s, r, rootfd := &st.Spec, &st.Resolved, int(root.Fd())
 	readFile := func(name string) func() ([]byte, error) {
 		return func() ([]byte, error) { return inroot.ReadFile(rootfd, name, maxUserFile) }
@@ -84,7 +82,7 @@ func (e *Engine) completeSpec(spec *specs.Spec, st *containerState, root *os.Fil
 			return fmt.Errorf("make the working directory: %w", err)
 		}
 	}
-	files, err := e.networkFiles(st, spec.Hostname, s.network() == NetworkHost)
+	files, err := e.networkFiles(st, spec.Hostname, net)
 	if err != nil {
 		return err
 	}
@@ -93,6 +91,13 @@ func (e *Engine) completeSpec(spec *specs.Spec, st *containerState, root *os.Fil
 		return err
 	}
 	spec.Mounts = mergeMounts(spec.Mounts, files, mounts)
+	if net != nil {
+		for i := range spec.Linux.Namespaces {
+			if n := &spec.Linux.Namespaces[i]; n.Type == specs.NetworkNamespace {
+				n.Path = net.path
+			}
+		}
+	}
 	return nil
 }
 
@@ -191,85 +196,4 @@ func addDevices(spec *specs.Spec, devices []Device) error {
 		})
 	}
 	return nil
-}
-
-// networkFiles writes /etc/hosts, /etc/hostname and /etc/resolv.conf of the container and returns their mounts.
-func (e *Engine) networkFiles(st *containerState, hostname string, host bool) ([]specs.Mount, error) {
-	s, dir := &st.Spec, e.containerDir(st.ID)
-	hosts, err := hostsFile(s, hostname, host)
-	if err != nil {
-		return nil, err
-	}
-	resolv, err := resolvConf(s)
-	if err != nil {
-		return nil, err
-	}
-	var mounts []specs.Mount
-	for _, f := range []struct{ name, content string }{{"hosts", hosts}, {"hostname", hostname + "\n"}, {"resolv.conf", resolv}} {
-		file := path.Join(dir, f.name)
-		if err := os.WriteFile(file, []byte(f.content), 0o644); err != nil {
-			return nil, err
-		}
-		mounts = append(mounts, specs.Mount{Destination: "/etc/" + f.name, Type: "bind", Source: file, Options: []string{"bind", "rprivate"}})
-	}
-	return mounts, nil
-}
-
-func hostsFile(s *ContainerSpec, hostname string, host bool) (string, error) {
-	var b strings.Builder
-	if host {
-		content, err := os.ReadFile("/etc/hosts")
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return "", err
-		}
-		b.Write(content)
-		if n := len(content); n > 0 && content[n-1] != '\n' {
-			b.WriteByte('\n')
-		}
-	} else {
-		b.WriteString("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\nff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n")
-		if hostname != "" {
-			// Without an address of its own the container finds itself on its loopback interface.
-			fmt.Fprintf(&b, "127.0.1.1\t%s\n", hostname)
-		}
-	}
-	for _, h := range s.ExtraHosts {
-		name, addr, ok := strings.Cut(h, ":")
-		if !ok || name == "" || addr == "" || strings.ContainsAny(h, "\n \t#") {
-			return "", fmt.Errorf("%w: ExtraHosts: %q is not \"name:address\"", ErrInvalid, h)
-		}
-		fmt.Fprintf(&b, "%s\t%s\n", addr, name)
-	}
-	return b.String(), nil
-}
-
-func resolvConf(s *ContainerSpec) (string, error) {
-	if s.DNS == nil && s.DNSSearch == nil && s.DNSOptions == nil {
-		content, err := os.ReadFile("/etc/resolv.conf")
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return "", err
-		}
-		return string(content), nil
-	}
-	var b strings.Builder
-	line := func(keyword string, values ...string) error {
-		for _, v := range values {
-			if v == "" || strings.ContainsAny(v, "\n \t") {
-				return fmt.Errorf("%w: DNS: %q does not belong in resolv.conf", ErrInvalid, v)
-			}
-		}
-		if len(values) > 0 {
-			fmt.Fprintf(&b, "%s %s\n", keyword, strings.Join(values, " "))
-		}
-		return nil
-	}
-	for _, server := range s.DNS {
-		if err := line("nameserver", server); err != nil {
-			return "", err
-		}
-	}
-	if err := errors.Join(line("search", s.DNSSearch...), line("options", s.DNSOptions...)); err != nil {
-		return "", err
-	}
-	return b.String(), nil
 }

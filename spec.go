@@ -2,6 +2,7 @@ package coracle
 
 import (
 	"io"
+	"net/netip"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -58,12 +59,15 @@ type ContainerSpec struct {
 	Mounts []Mount `json:",omitempty"`
 	// ShmSize is the size of /dev/shm in bytes. Zero means 64 MB.
 	ShmSize int64 `json:",omitempty"`
-	// Networks are what the container is attached to: at present one of NetworkNone and NetworkHost. Nil means
-	// NetworkNone: a network namespace of its own with nothing but a loopback interface.
+	// Networks are what the container is connected to. Nil means NetworkBridge. NetworkNone, NetworkHost, "container:NAME"
+	// and "ns:PATH" stand for themselves.
 	Networks []Attachment `json:",omitempty"`
+	// Ports are published on the host, from the first bridge of Networks that is not internal.
+	Ports []Port `json:",omitempty"`
 	// ExtraHosts are lines for /etc/hosts as "name:address".
 	ExtraHosts []string `json:",omitempty"`
-	// DNS, DNSSearch and DNSOptions replace what the host's resolv.conf says. Nil means the host's.
+	// DNS, DNSSearch and DNSOptions replace what the host's resolv.conf says: the servers that are asked for what is no name
+	// of the container's networks, domains to search, and options of resolv.conf(5). Nil means the host's.
 	DNS, DNSSearch, DNSOptions []string `json:",omitempty"`
 
 	// Limits bound what the container may use. The zero Limits bound nothing.
@@ -124,11 +128,26 @@ type ContainerSpec struct {
 
 // An Attachment connects a container to a network.
 type Attachment struct {
-	// Network is NetworkNone or NetworkHost.
+	// Network is the name or id of a network, NetworkBridge, NetworkNone, NetworkHost, "container:NAME" for the network
+	// namespace of another container that runs, or "ns:PATH" for one that a file stands for.
 	Network string
+	// Aliases are further names under which containers of the network find this one. Several may have the same.
+	Aliases []string `json:",omitempty"`
+	// IPv4 and IPv6 are the addresses that the container is to have. The zero Addr leaves it to the engine.
+	IPv4 netip.Addr `json:",omitzero"`
+	IPv6 netip.Addr `json:",omitzero"`
+	// MAC is the hardware address, "02:42:ac:11:00:02". Empty leaves it to the engine.
+	MAC string `json:",omitempty"`
+	// GatewayPriority chooses the network that has the default route: the highest, and of equal ones the first that has a
+	// way out.
+	GatewayPriority int `json:",omitempty"`
+	// Interface is the name of the interface in the container. Empty means "eth" and the attachment's place in Networks.
+	Interface string `json:",omitempty"`
 }
 
 const (
+	// NetworkBridge is the default network of the root, a bridge with IPv4 that is made when it is first needed.
+	NetworkBridge = "bridge"
 	// NetworkNone is a network namespace with nothing but a loopback interface.
 	NetworkNone = "none"
 	// NetworkHost is the network namespace of the importing program.

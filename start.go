@@ -28,6 +28,7 @@ type run struct {
 	group    *cgroup.Group
 	streams  *streams
 	spec     *specs.Spec
+	net      *connected // or nil
 
 	ended     chan struct{} // closed when the container has ended and the following are set
 	exit      ExitStatus
@@ -110,6 +111,7 @@ func (c *Container) startIf(ctx context.Context, admit func(*containerState) err
 	if err = c.setState(&next); err != nil {
 		r.proc.Kill()
 		<-r.proc.Done()
+		r.net.end()
 		r.streams.end()
 		next.Status = StatusExited
 		return errors.Join(err, r.group.Remove(context.WithoutCancel(ctx)), c.setState(&next))
@@ -154,6 +156,12 @@ func (c *Container) launch(ctx context.Context, st *containerState) (_ *run, err
 			err = errors.Join(err, group.discard(context.WithoutCancel(ctx)))
 		}
 	}()
+	network := e.beginConnect(ctx, st)
+	defer func() {
+		if err != nil {
+			network.discard()
+		}
+	}()
 	snap, err := e.store.OpenSnapshot(st.ID)
 	if err != nil {
 		return nil, err
@@ -164,7 +172,11 @@ func (c *Container) launch(ctx context.Context, st *containerState) (_ *run, err
 	}
 	defer root.Close()
 	crashpoint.At("start: root filesystem mounted")
-	if err := e.completeSpec(spec, st, root); err != nil {
+	net, err := network.wait()
+	if err != nil {
+		return nil, err
+	}
+	if err := e.completeSpec(spec, st, root, net); err != nil {
 		return nil, err
 	}
 	if st.Spec.Customize != nil {
@@ -175,6 +187,9 @@ func (c *Container) launch(ctx context.Context, st *containerState) (_ *run, err
 			return nil, fmt.Errorf("%w: customize: the spec has lost its process or linux section", ErrInvalid)
 		}
 		group = e.beginGroup(st, spec)
+	}
+	if net != nil && hasNamespace(spec, specs.UserNamespace) {
+		return nil, &UnsupportedError{Feature: "a network for a container with a user namespace of its own, which has to own the network namespace", Fix: "connect it to \"none\" or \"host\""}
 	}
 	join, err := group.join()
 	if err != nil {
@@ -193,11 +208,12 @@ func (c *Container) launch(ctx context.Context, st *containerState) (_ *run, err
 			return nil, err
 		}
 	}
-	r := &run{group: group.group, streams: streams, spec: spec, ended: make(chan struct{}), cleaned: make(chan struct{})}
+	r := &run{group: group.group, streams: streams, spec: spec, net: net, ended: make(chan struct{}), cleaned: make(chan struct{})}
 	if err := c.launchWith(ctx, st, r, &nsexec.Options{Root: root, Cgroup: join.Dir, Tasks: join.Tasks, CgroupKill: join.Kill, Init: st.Spec.Init}); err != nil {
 		streams.abandon()
 		return nil, explainStart(err, group.group)
 	}
+	net.started()
 	crashpoint.At("start: program runs")
 	if r.proc != nil && r.proc.Terminal() != nil {
 		streams.copyTerminal(r.proc.Terminal(), st.Spec.Stdin, st.Spec.Stdout)
@@ -223,6 +239,7 @@ func (c *Container) launchWith(ctx context.Context, st *containerState, r *run, 
 		defer done()
 		defer join.Close()
 		opts.Keeper.Cgroup, opts.Keeper.Tasks = join.Dir, join.Tasks
+		opts.Keeper.Hold = r.net.hold()
 		events, err := r.group.MemoryEvents()
 		if err != nil {
 			return err
@@ -357,6 +374,7 @@ func (c *Container) monitor(r *run) {
 	}
 	crashpoint.At("end: program ended")
 	c.eng.commands.forget(c.id)
+	c.eng.listeners.end(c.id)
 	// A pid namespace of its own is empty when its first process has been waited for. Without one a container may leave
 	// processes, which hold its streams open.
 	if !hasNamespace(r.spec, specs.PIDNamespace) {
@@ -381,9 +399,11 @@ func (c *Container) monitor(r *run) {
 	named := *st
 	named.Name = c.Name() // it may have been renamed meanwhile
 	c.eng.emitDied(&named)
+	r.net.end()
 	close(r.ended)
 
 	errs = append(errs, <-removed)
+	r.net.awaitPorts()
 	crashpoint.At("end: cgroup gone")
 	if autoRemove {
 		// Under the lock: it tells Check that the container is being removed. It may have another name by now.

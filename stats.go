@@ -3,12 +3,16 @@ package coracle
 import (
 	"context"
 	"errors"
+	"io"
 	"io/fs"
 	"iter"
 	"runtime"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/coracle-dev/coracle/cgroup"
+	"github.com/coracle-dev/coracle/netdrv"
 )
 
 // Stats are what a running container uses, all its processes together. What this machine does not count is zero, or a
@@ -24,6 +28,10 @@ type Stats struct {
 	MemoryLimit uint64
 	// MemoryPercent is MemoryUsage in percent of MemoryLimit, or 0 without a limit.
 	MemoryPercent float64
+
+	// Networks is what went through the interfaces of the container's own network namespace, by their names and without
+	// loopback. Nil for a container with the network of the host or of another container.
+	Networks map[string]netdrv.Counters
 
 	// Interval is the time since the sample before, and CPUPercent the processor time used in it, in percent of one
 	// processor: two busy processors are 200. Both are 0 in a single sample.
@@ -67,6 +75,7 @@ func (c *Container) stats(before *Stats) (*Stats, error) {
 	if st.Status != StatusRunning {
 		return nil, ErrNotRunning
 	}
+	networks := c.networkStats(st)
 	group, err := c.eng.group(st.ID)
 	var s *cgroup.Stats
 	if err == nil {
@@ -81,7 +90,58 @@ func (c *Container) stats(before *Stats) (*Stats, error) {
 	if err != nil {
 		return nil, err
 	}
-	return newStats(s, before), nil
+	out := newStats(s, before)
+	out.Networks = networks
+	return out, nil
+}
+
+// networkStats reads the counters of the container's interfaces. What cannot be read is not there.
+func (c *Container) networkStats(st *containerState) map[string]netdrv.Counters {
+	if mode, _ := st.Spec.networkMode(); mode != "" && mode != NetworkNone {
+		return nil
+	}
+	p, err := openProcess(st.PID, st.BootID, st.StartTime)
+	if err != nil {
+		return nil
+	}
+	defer p.close()
+	dir, err := p.openDir(st.PID)
+	if err != nil {
+		return nil
+	}
+	defer dir.Close()
+	f, err := openIn(dir, "net/dev")
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, 1<<20))
+	if err != nil {
+		return nil
+	}
+	return parseNetDev(b)
+}
+
+// parseNetDev reads /proc/PID/net/dev, proc_pid_net(5): two lines of titles, then a line of sixteen numbers for each
+// interface.
+func parseNetDev(b []byte) map[string]netdrv.Counters {
+	counters := make(map[string]netdrv.Counters)
+	for line := range strings.Lines(string(b)) {
+		name, rest, ok := strings.Cut(line, ":")
+		fields := strings.Fields(rest)
+		if name = strings.TrimSpace(name); !ok || len(fields) < 12 || name == "lo" {
+			continue
+		}
+		number := func(i int) uint64 {
+			n, _ := strconv.ParseUint(fields[i], 10, 64)
+			return n
+		}
+		counters[name] = netdrv.Counters{
+			RxBytes: number(0), RxPackets: number(1), RxErrors: number(2), RxDropped: number(3),
+			TxBytes: number(8), TxPackets: number(9), TxErrors: number(10), TxDropped: number(11),
+		}
+	}
+	return counters
 }
 
 // StatsStream measures the container again and again, with the use of processors between two samples. The first Stats

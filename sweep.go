@@ -35,6 +35,14 @@ func (e *Engine) sweep(ctx context.Context) error {
 	if err := e.settleAll(ctx); err != nil {
 		return err
 	}
+	if err := e.sweepOwners(ctx); err != nil {
+		return err
+	}
+	return e.sweepNetworks(ctx) // by owners that are no more
+}
+
+// sweepOwners removes dead engines, and first what belongs to them.
+func (e *Engine) sweepOwners(ctx context.Context) error {
 	dead, err := deadOwners(e.ownersDir())
 	defer func() {
 		for _, o := range dead {
@@ -172,7 +180,7 @@ func (e *Engine) sweepContainer(ctx context.Context, id string, gone func(owner 
 		return past.discard(ctx, st)
 	}
 	// Whoever was starting it, or noting its end, may have been killed before that was noted. Nobody is now: we hold the lock.
-	for _, name := range []string{"state.json.new", "config.json.new", "changes.json.new", healthFile + ".new"} {
+	for _, name := range []string{"state.json.new", "config.json.new", endpointsFile + ".new", "changes.json.new", healthFile + ".new"} {
 		if err := os.Remove(filepath.Join(e.containerDir(id), name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}

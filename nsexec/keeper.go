@@ -38,6 +38,9 @@ type Keeper struct {
 	// the importing program, which may be ended as a whole.
 	Cgroup *os.File
 	Tasks  []*os.File
+	// Hold are files that the keeper keeps open and does nothing with: what exists as long as somebody has them ends with
+	// the program.
+	Hold []*os.File
 }
 
 // Input is what others say to a guard that writes a log or is a keeper.

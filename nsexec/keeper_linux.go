@@ -58,6 +58,9 @@ func (k *keepFiles) inherit(c *compiler) {
 	}
 	if kp := c.opts.Keeper; kp != nil {
 		k.record, k.memory, k.note = file("record", kp.Record), file("memory events", kp.MemoryEvents), file("note", kp.Note)
+		for i, f := range kp.Hold {
+			file("held "+strconv.Itoa(i), f)
+		}
 	}
 	if in := c.opts.Input; in != nil {
 		k.control, k.stdin, k.pipe = file("control", in.Control), file("input", in.Stdin), file("program's input", in.Pipe)

@@ -19,3 +19,6 @@ func RLock(context.Context, *os.File) error { return errors.ErrUnsupported }
 
 // TryRLock returns errors.ErrUnsupported.
 func TryRLock(*os.File) (bool, error) { return false, errors.ErrUnsupported }
+
+// Release closes the file.
+func Release(f *os.File) error { return f.Close() }

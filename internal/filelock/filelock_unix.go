@@ -27,6 +27,13 @@ func RLock(ctx context.Context, f *os.File) error {
 // TryRLock takes the shared lock of the open file, or returns false if somebody has the exclusive one.
 func TryRLock(f *os.File) (bool, error) { return try(f, unix.LOCK_SH) }
 
+// Release unlocks a file and closes it. Closing it alone leaves the lock to a process that was just forked and has not
+// executed its program yet.
+func Release(f *os.File) error {
+	_, err := try(f, unix.LOCK_UN)
+	return errors.Join(err, f.Close())
+}
+
 func try(f *os.File, how int) (bool, error) {
 	raw, err := f.SyscallConn()
 	if err != nil {

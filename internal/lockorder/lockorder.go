@@ -29,6 +29,12 @@ const (
 	Sweep
 	// Operation is the lock of a container's directory: held while the container starts, or is removed or marked.
 	Operation
+	// Network is the lock of a network's directory: held shared while an endpoint gets its addresses, and exclusively while
+	// the network comes onto the host, goes from it or is removed.
+	Network
+	// HostNetwork is network.lock of the run directory, which all roots share: held while a network comes onto the host or
+	// goes from it, and while a new one gets its subnets.
+	HostNetwork
 	// Keepers is keepers.lock: held shared from the making of the keepers' cgroup until a new keeper is in it, and
 	// exclusively while the empty group is removed.
 	Keepers
@@ -51,7 +57,7 @@ const (
 )
 
 func (r Rank) String() string {
-	names := [...]string{Supervisor: "supervisor", Root: "root", Sweep: "sweep", Operation: "operation", Keepers: "keepers", Image: "image", Chain: "chain", DiffID: "diffID", Turn: "turn", Collection: "collection", Index: "index", Journal: "journal"}
+	names := [...]string{Supervisor: "supervisor", Root: "root", Sweep: "sweep", Operation: "operation", Network: "network", HostNetwork: "host network", Keepers: "keepers", Image: "image", Chain: "chain", DiffID: "diffID", Turn: "turn", Collection: "collection", Index: "index", Journal: "journal"}
 	if r > 0 && int(r) < len(names) {
 		return names[r]
 	}

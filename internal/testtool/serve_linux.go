@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"os"
 	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -23,26 +24,7 @@ func serve(args []string) int {
 		pause, _ = strconv.Atoi(args[2])
 	}
 	time.Sleep(time.Duration(max(pause, 0)) * time.Millisecond)
-	kind := unix.SOCK_STREAM
-	if args[0] == "udp" {
-		kind = unix.SOCK_DGRAM
-	}
-	var family int
-	var address unix.Sockaddr
-	if args[0] == "unix" {
-		family, address = unix.AF_UNIX, &unix.SockaddrUnix{Name: args[1]}
-	} else {
-		a, err := netip.ParseAddrPort(args[1])
-		switch {
-		case err != nil:
-			return fail(err)
-		case a.Addr().Is4():
-			family, address = unix.AF_INET, &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}
-		default:
-			family, address = unix.AF_INET6, &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16()}
-		}
-	}
-	fd, err := unix.Socket(family, kind|unix.SOCK_CLOEXEC, 0)
+	fd, kind, address, err := socket(args[0], args[1])
 	if err != nil {
 		return fail(err)
 	}
@@ -89,5 +71,66 @@ func serve(args []string) int {
 				unix.Write(conn, buf[:n])
 			}
 		}()
+	}
+}
+
+// socket makes a socket and its address.
+func socket(network, text string) (fd, kind int, address unix.Sockaddr, err error) {
+	kind = unix.SOCK_STREAM
+	if network == "udp" || network == "unixgram" {
+		kind = unix.SOCK_DGRAM
+	}
+	var family int
+	if strings.HasPrefix(network, "unix") {
+		family, address = unix.AF_UNIX, &unix.SockaddrUnix{Name: text}
+	} else {
+		a, err := netip.ParseAddrPort(text)
+		switch {
+		case err != nil:
+			return -1, 0, nil, err
+		case a.Addr().Is4():
+			family, address = unix.AF_INET, &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}
+		default:
+			family, address = unix.AF_INET6, &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16()}
+		}
+	}
+	fd, err = unix.Socket(family, kind|unix.SOCK_CLOEXEC, 0)
+	return fd, kind, address, err
+}
+
+// call NETWORK ADDRESS TEXT: connects, sends the text and prints what comes: of a datagram socket one datagram, otherwise
+// everything.
+func call(args []string) int {
+	fail := func(err error) int {
+		fmt.Fprintln(os.Stderr, "call:", err)
+		return 1
+	}
+	fd, kind, address, err := socket(args[0], args[1])
+	if err != nil {
+		return fail(err)
+	}
+	if args[0] == "unixgram" { // an answer needs an address
+		if err := unix.Bind(fd, &unix.SockaddrUnix{Name: fmt.Sprintf("@call-%d", os.Getpid())}); err != nil {
+			return fail(err)
+		}
+	}
+	if err := unix.Connect(fd, address); err != nil {
+		return fail(err)
+	}
+	if _, err := unix.Write(fd, []byte(args[2])); err != nil {
+		return fail(err)
+	}
+	for buf := make([]byte, 1<<16); ; {
+		n, err := unix.Read(fd, buf)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return fail(err)
+		}
+		os.Stdout.Write(buf[:n])
+		if n == 0 || kind == unix.SOCK_DGRAM {
+			return 0
+		}
 	}
 }

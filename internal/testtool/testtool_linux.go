@@ -68,6 +68,8 @@ func Run(args []string) int {
 	switch args[0] {
 	case "true":
 		return 0
+	case "dial", "lookup", "lookup-addr", "interfaces", "lookup-at", "dns", "dns-flood", "frames", "flows":
+		return networkCommand(args)
 	case "exit":
 		return number(1)
 	case "echo":
@@ -258,6 +260,8 @@ func Run(args []string) int {
 				return die(err)
 			}
 		}
+	case "call":
+		return call(args[1:])
 	case "serve":
 		return serve(args[1:])
 	case "attack":

@@ -19,7 +19,7 @@ var modules = strings.Fields(`
 	overlay erofs squashfs fuse loop xfs xxhash_generic btrfs
 	veth bridge br_netfilter macvlan ipvlan vxlan dummy 8021q tun wireguard
 	nf_tables nft_ct nft_nat nft_masq nft_redir nft_chain_nat nft_reject nft_reject_inet nft_fib nft_fib_inet nft_limit
-	nft_log nft_numgen nft_hash nft_compat nf_conntrack_netlink
+	nft_log nft_numgen nft_hash nft_compat nft_meta_bridge nf_conntrack_netlink
 	ip_tables iptable_filter iptable_nat iptable_mangle ip6_tables ip6table_filter x_tables xt_conntrack xt_addrtype
 	xt_MASQUERADE xt_tcpudp xt_comment
 	sch_netem sch_tbf sch_htb sch_ingress cls_bpf sctp

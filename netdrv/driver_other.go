@@ -1,0 +1,5 @@
+//go:build !linux
+
+package netdrv
+
+func builtinDriver(string) OpenDriver { return nil }
