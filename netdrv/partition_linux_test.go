@@ -69,11 +69,11 @@ func TestPartition(t *testing.T) {
 				defer l.Close()
 				pub := publisher(t, "engine")
 				check(t, pub.Publish(background, []Port{port("tcp", "", 7001, "10.99.8.3", 7000)}))
-				dial := func(i int, to string) (c net.Conn, err error) {
-					err = in[i].Do(func() (err error) { c, err = net.DialTimeout("tcp", to, 300*time.Millisecond); return })
+				dial := func(i int, to string, patience time.Duration) (c net.Conn, err error) {
+					err = in[i].Do(func() (err error) { c, err = net.DialTimeout("tcp", to, patience); return })
 					return c, err
 				}
-				c, err := dial(0, l.Addr().String())
+				c, err := dial(0, l.Addr().String(), 10*time.Second)
 				check(t, err)
 				defer c.Close()
 				other, err := l.Accept()
@@ -87,7 +87,7 @@ func TestPartition(t *testing.T) {
 					_, err := to.Read(make([]byte, 1))
 					return err
 				}
-				check(t, says(c, other, time.Second))
+				check(t, says(c, other, 10*time.Second))
 				for i := range eps {
 					reached(i, (i+1)%3)
 					reached((i+1)%3, i)
@@ -102,11 +102,11 @@ func TestPartition(t *testing.T) {
 				if err := says(c, other, 100*time.Millisecond); !errors.Is(err, os.ErrDeadlineExceeded) {
 					t.Errorf("what was under way got through: %v", err)
 				}
-				if through, err := dial(0, "10.99.8.1:7001"); err == nil {
+				if through, err := dial(0, "10.99.8.1:7001", 300*time.Millisecond); err == nil {
 					through.Close()
 					t.Error("the published port is a way around")
 				}
-				through, err := dial(2, "10.99.8.1:7001")
+				through, err := dial(2, "10.99.8.1:7001", 10*time.Second)
 				if err != nil {
 					t.Errorf("the published port, from the third one: %v", err)
 				} else {
