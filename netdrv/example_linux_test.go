@@ -260,6 +260,19 @@ func ExampleFaults() {
 	// Output: <nil>
 }
 
+// Not every driver can keep containers from each other.
+func ExamplePartitioner() {
+	driver, err := netdrv.Open("bridge", netdrv.Config{})
+	if err != nil {
+		fmt.Println(errors.Is(err, os.ErrPermission) || errors.Is(err, errors.ErrUnsupported))
+		return
+	}
+	defer driver.Close()
+	_, can := driver.(netdrv.Partitioner)
+	fmt.Println(can)
+	// Output: true
+}
+
 // Not every driver can make faults.
 func ExampleFaulter() {
 	driver, err := netdrv.Open("macvlan", netdrv.Config{})

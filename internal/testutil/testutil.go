@@ -41,6 +41,15 @@ func NotInVM(t testing.TB, reason string) {
 	}
 }
 
+// KernelLacks skips the test where the kernel has not what it needs. That is promised of the virtual machine's kernel only.
+func KernelLacks(t testing.TB, reason string) {
+	t.Helper()
+	if InVM() {
+		Skip(t, reason)
+	}
+	t.Skip(reason)
+}
+
 // Short reports whether tests that take minutes are to do less: with -short, and in the emulated machine, where all takes
 // ten times as long.
 func Short() bool { return testing.Short() || os.Getenv("CORACLE_TEST_VM") != "" }

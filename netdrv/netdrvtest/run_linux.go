@@ -102,13 +102,13 @@ func inWorld(t *testing.T, open netdrv.OpenDriver, o *Options, run func(w *world
 		}
 		d, err := open(netdrv.Config{Root: t.TempDir(), Run: t.TempDir()})
 		if errors.Is(err, errors.ErrUnsupported) {
-			testutil.Skip(t, err.Error())
+			testutil.KernelLacks(t, err.Error())
 		}
 		w.must(err)
 		w.driver = d
 		w.network = w.newNetwork()
 		if err := d.Up(background, w.network); errors.Is(err, errors.ErrUnsupported) {
-			testutil.Skip(t, err.Error())
+			testutil.KernelLacks(t, err.Error())
 		} else {
 			w.must(err)
 		}
