@@ -117,10 +117,14 @@ func hostState() host {
 		}
 	}
 	fds, _ := os.ReadDir("/proc/self/fd")
+	journals := make(map[string]int)
 	for _, e := range fds {
 		if target, err := os.Readlink("/proc/self/fd/" + e.Name()); err == nil && !strings.HasPrefix(target, "/proc/") {
 			if dir := filepath.Dir(target); filepath.Base(dir) == "events" {
-				target = dir // one file of a journal follows the other
+				// One file of a journal follows the other, with another descriptor.
+				journals[dir]++
+				h.fds = append(h.fds, fmt.Sprintf("%d of the journal %s", journals[dir], dir))
+				continue
 			}
 			// The parent of all groups, which whoever closes removes when it is empty, and whoever starts makes again.
 			if base, was := strings.CutSuffix(target, "/coracle (deleted)"); was {
