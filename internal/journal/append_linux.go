@@ -101,6 +101,10 @@ func (j *Journal) next() error {
 	if ok, err := j.writable(); ok || err != nil {
 		return err
 	}
+	// The kernel shows what is appended page by page: the last record may be there in part, and its writer be at the rest.
+	// Whoever appends waits for that, and who reads finds it whole when there is a later generation. What follows a full one
+	// is no record, and that it could not be written does not matter.
+	unix.Write(int(j.file.Fd()), []byte{'\n'})
 	return j.create(last + 1)
 }
 
