@@ -55,6 +55,8 @@ func (e *Engine) connectLive(ctx context.Context, c *Container, networkID string
 	}
 	after := slices.Clone(before)
 	switch {
+	case i < 0 && slices.ContainsFunc(before, func(other Attachment) bool { return other.Network == a.Network }):
+		return fmt.Errorf("the network %q is being removed: %w", a.Network, fs.ErrNotExist) // it has lost its name
 	case i < 0:
 		after = append(after, a)
 	case alive(st) && e.cutOff(st.ID, nst):
