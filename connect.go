@@ -13,6 +13,8 @@ import (
 	"strings"
 	"sync"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
 	"github.com/coracle-dev/coracle/internal/crashpoint"
 	"github.com/coracle-dev/coracle/internal/statefile"
 	"github.com/coracle-dev/coracle/netdrv"
@@ -129,17 +131,7 @@ func (e *Engine) shareNetwork(nameOrID string) (*connected, error) {
 	if err != nil {
 		return nil, fmt.Errorf("share the network of the container %q: %w", nameOrID, err)
 	}
-	p, st, err := other.openFirst()
-	if err != nil {
-		return nil, fmt.Errorf("share the network of the container %q: %w", nameOrID, err)
-	}
-	defer p.close()
-	dir, err := p.openDir(st.PID)
-	if err != nil {
-		return nil, fmt.Errorf("share the network of the container %q: %w", nameOrID, notRunningIfDone(err))
-	}
-	defer dir.Close()
-	f, err := openIn(dir, "ns/net")
+	f, st, err := other.openNetwork()
 	if err != nil {
 		return nil, fmt.Errorf("share the network of the container %q: %w", nameOrID, err)
 	}
@@ -194,6 +186,53 @@ func (e *Engine) connect(ctx context.Context, st *containerState) (_ *connected,
 	c.recorded = true
 	c.path = fmt.Sprintf("/proc/self/fd/%d", c.ns.File().Fd())
 	return c, nil
+}
+
+// leave takes the container out of the namespace that was made for it: one that belongs to its user namespace, which only its
+// Customize function has asked for, is made with its first process.
+func (c *connected) leave(ctx context.Context, spec *specs.Spec) error {
+	for _, one := range c.list {
+		driver, err := c.eng.nets.driver(c.eng, one.network.driver())
+		if err != nil {
+			return err
+		}
+		if err := driver.Disconnect(ctx, one.network.network(c.eng.root), &one.state.Endpoint, c.ns); err != nil {
+			return fmt.Errorf("leave the network %q: %w", one.network.Name, err)
+		}
+	}
+	if c.resolver != nil {
+		c.resolver.Close()
+		c.resolver = nil
+	}
+	c.closeNamespace()
+	c.ns, c.path = nil, ""
+	setNetworkPath(spec, "")
+	return nil
+}
+
+// enter connects the container after leave, in the namespace of its first process, which does nothing before.
+func (c *connected) enter(ctx context.Context, st *containerState, pidfd *os.File) error {
+	ns, err := netdrv.AdoptNamespace(pidfd)
+	if err != nil {
+		return err
+	}
+	c.ns = ns
+	for _, one := range c.list {
+		driver, err := c.eng.nets.driver(c.eng, one.network.driver())
+		if err == nil {
+			err = driver.Connect(ctx, one.network.network(c.eng.root), &one.state.Endpoint, ns)
+		}
+		if err == nil {
+			err = c.eng.partNew(ctx, one)
+		}
+		if err != nil {
+			return fmt.Errorf("connect to the network %q: %w", one.network.Name, err)
+		}
+	}
+	if st.Spec.Detached {
+		return nil
+	}
+	return c.serveNames(st)
 }
 
 // attachments are the networks of the spec, the default one if it names none.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"slices"
 
 	"github.com/coracle-dev/coracle/internal/crashpoint"
@@ -54,6 +55,8 @@ func (e *Engine) connectLive(ctx context.Context, c *Container, networkID string
 	}
 	after := slices.Clone(before)
 	switch {
+	case i < 0 && slices.ContainsFunc(before, func(other Attachment) bool { return other.Network == a.Network }):
+		return fmt.Errorf("the network %q is being removed: %w", a.Network, fs.ErrNotExist) // it has lost its name
 	case i < 0:
 		after = append(after, a)
 	case alive(st) && e.cutOff(st.ID, nst):
@@ -110,22 +113,31 @@ func (e *Engine) cutOff(id string, st *networkState) bool {
 
 // namespaceOf opens the network namespace of a container that runs.
 func (c *Container) namespaceOf() (*netdrv.Namespace, error) {
-	p, st, err := c.openFirst()
+	f, _, err := c.openNetwork()
 	if err != nil {
 		return nil, err
+	}
+	defer f.Close()
+	return netdrv.OpenNamespace(f)
+}
+
+// openNetwork opens the file that stands for the network namespace of a container that runs.
+func (c *Container) openNetwork() (*os.File, *containerState, error) {
+	p, st, err := c.openFirst()
+	if err != nil {
+		return nil, nil, err
 	}
 	defer p.close()
 	dir, err := p.openDir(st.PID)
 	if err != nil {
-		return nil, notRunningIfDone(err)
+		return nil, nil, notRunningIfDone(err)
 	}
 	defer dir.Close()
 	f, err := openIn(dir, "ns/net")
-	if err != nil {
-		return nil, notRunningIfDone(err)
+	if err != nil && p.ended(0) { // procfs has several errors for that
+		err = ErrNotRunning
 	}
-	defer f.Close()
-	return netdrv.OpenNamespace(f)
+	return f, st, err
 }
 
 // plugLive connects a container that runs. It is locked.

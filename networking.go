@@ -65,7 +65,7 @@ func (n *networking) driver(e *Engine, name string) (netdrv.Driver, error) {
 	if d := n.drivers[name]; d != nil {
 		return d, nil
 	}
-	d, err := netdrv.Open(name, netdrv.Config{Root: e.root, Run: e.hostDir(), Logger: e.log})
+	d, err := netdrv.Open(name, netdrv.Config{Root: e.root, Run: e.hostDir(), Lock: e.lockHost, Logger: e.log})
 	if err != nil {
 		return nil, err
 	}

@@ -92,13 +92,18 @@ func (e *Engine) completeSpec(spec *specs.Spec, st *containerState, root *os.Fil
 	}
 	spec.Mounts = mergeMounts(spec.Mounts, files, mounts)
 	if net != nil {
-		for i := range spec.Linux.Namespaces {
-			if n := &spec.Linux.Namespaces[i]; n.Type == specs.NetworkNamespace {
-				n.Path = net.path
-			}
-		}
+		setNetworkPath(spec, net.path)
 	}
 	return nil
+}
+
+// setNetworkPath sets which network namespace the container joins; empty: a new one.
+func setNetworkPath(spec *specs.Spec, path string) {
+	for i := range spec.Linux.Namespaces {
+		if n := &spec.Linux.Namespaces[i]; n.Type == specs.NetworkNamespace {
+			n.Path = path
+		}
+	}
 }
 
 // withoutDevices takes from a container what the missing device filter would have forbidden to it: to make device nodes,

@@ -188,8 +188,16 @@ func (c *Container) launch(ctx context.Context, st *containerState) (_ *run, err
 		}
 		group = e.beginGroup(st, spec)
 	}
+	var connectLate func(context.Context, *os.File) error
 	if net != nil && hasNamespace(spec, specs.UserNamespace) {
-		return nil, &UnsupportedError{Feature: "a network for a container with a user namespace of its own, which has to own the network namespace", Fix: "connect it to \"none\" or \"host\""}
+		if net.ns == nil {
+			return nil, &UnsupportedError{Feature: "the network of others for a container with a user namespace of its own, which has to own the network namespace",
+				Fix: "connect it to networks of its own"}
+		}
+		if err := net.leave(ctx, spec); err != nil {
+			return nil, err
+		}
+		connectLate = func(ctx context.Context, pidfd *os.File) error { return net.enter(ctx, st, pidfd) }
 	}
 	join, err := group.join()
 	if err != nil {
@@ -209,7 +217,7 @@ func (c *Container) launch(ctx context.Context, st *containerState) (_ *run, err
 		}
 	}
 	r := &run{group: group.group, streams: streams, spec: spec, net: net, ended: make(chan struct{}), cleaned: make(chan struct{})}
-	if err := c.launchWith(ctx, st, r, &nsexec.Options{Root: root, Cgroup: join.Dir, Tasks: join.Tasks, CgroupKill: join.Kill, Init: st.Spec.Init}); err != nil {
+	if err := c.launchWith(ctx, st, r, &nsexec.Options{Root: root, Cgroup: join.Dir, Tasks: join.Tasks, CgroupKill: join.Kill, Init: st.Spec.Init, Connect: connectLate}); err != nil {
 		streams.abandon()
 		return nil, explainStart(err, group.group)
 	}

@@ -175,6 +175,9 @@ type Config struct {
 	Root string
 	// Run is the directory of the locks that all engines of the host share.
 	Run string
+	// Lock takes the lock that the callers of Up and Down hold, and returns what gives it back. What others have removed is put
+	// back under it. Nil: nobody else has these networks.
+	Lock func(context.Context) (unlock func(), err error)
 	// Logger is told what is changed on the host. Nil: nobody is.
 	Logger *slog.Logger
 }

@@ -45,7 +45,7 @@ func openFirewall(config Config) (firewall, error) {
 	if f.nf, err = openNF(); err == nil {
 		if f.sysctls, err = openSysctls(); err == nil {
 			if f.route, err = dial(); err == nil {
-				f.foreign, err = watchForeign(log, f.restoreTables)
+				f.foreign, err = watchForeign(config.Lock, log, f.restoreTables)
 			}
 		}
 	}
@@ -174,6 +174,9 @@ func networkTables(n *Network) ([]*tableSpec, error) {
 // no instant without them. What they have about endpoints stays.
 func (f *nftFirewall) firewallUp(ctx context.Context, n *Network) error {
 	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if err := f.rememberBridge(n); err != nil {
 		return err
 	}
 	want, err := f.hashes(n)

@@ -2,6 +2,7 @@ package netdrv
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"log/slog"
@@ -33,17 +34,29 @@ type foreignRules struct {
 	log      *slog.Logger
 	nf       *nfConn
 	monitor  *os.File
-	lost     func() error // is called when somebody has removed a table of a network
-	removed  atomic.Bool  // somebody has
-	present  atomic.Bool  // the rules are as they have to be, as far as the monitor knows
-	stop     chan struct{}
+	lock     func(context.Context) (func(), error)
+	lost     func(context.Context, *removedTables) error // is called, under the lock, when somebody has removed tables of networks
+	present  atomic.Bool                                 // the rules are as they have to be, as far as the monitor knows
+	stop     context.CancelFunc
 	stopped  sync.WaitGroup
 	mu       sync.Mutex
+	removed  *removedTables // since lost was called; nil: none
 	reported map[string]bool
 }
 
+// removedTables are tables of networks that somebody has removed.
+type removedTables struct {
+	names map[string]bool
+	all   bool // perhaps any
+}
+
+func (r *removedTables) has(name string) bool { return r.all || r.names[name] }
+
 // watchForeign watches the tables of the calling thread's network namespace, and calls lost when one of a network is removed.
-func watchForeign(log *slog.Logger, lost func() error) (*foreignRules, error) {
+func watchForeign(lock func(context.Context) (func(), error), log *slog.Logger, lost func(context.Context, *removedTables) error) (*foreignRules, error) {
+	if lock == nil {
+		lock = func(context.Context) (func(), error) { return func() {}, nil }
+	}
 	nf, err := openNF()
 	if err != nil {
 		return nil, err
@@ -61,16 +74,18 @@ func watchForeign(log *slog.Logger, lost func() error) (*foreignRules, error) {
 		nf.Close()
 		return nil, kernelError("watch the firewall", "", os.NewSyscallError("socket", err))
 	}
-	r := &foreignRules{log: log, lost: lost, nf: nf, monitor: os.NewFile(uintptr(fd), "nftables monitor"), stop: make(chan struct{}), reported: map[string]bool{}}
+	r := &foreignRules{log: log, lock: lock, lost: lost, nf: nf, monitor: os.NewFile(uintptr(fd), "nftables monitor"), reported: map[string]bool{}}
+	ctx, cancel := context.WithCancel(context.Background())
+	r.stop = cancel
 	changed := make(chan struct{}, 1)
 	r.stopped.Add(2)
 	go r.listen(changed)
-	go r.restore(changed)
+	go r.restore(ctx, changed)
 	return r, nil
 }
 
 func (r *foreignRules) Close() error {
-	close(r.stop)
+	r.stop()
 	err := r.monitor.Close()
 	r.stopped.Wait()
 	r.nf.Close()
@@ -91,14 +106,17 @@ func (r *foreignRules) listen(changed chan<- struct{}) {
 		})
 		relevant := failed != nil // more than fitted into the socket
 		if relevant {
-			r.removed.Store(true)
+			r.noteRemoved("")
 		}
 		eachNF(b[:max(n, 0)], func(m nfAnswer) {
 			switch m.kind &^ (unix.NFNL_SUBSYS_NFTABLES << 8) {
 			case unix.NFT_MSG_NEWRULE, unix.NFT_MSG_DELRULE, unix.NFT_MSG_NEWCHAIN, unix.NFT_MSG_DELCHAIN, unix.NFT_MSG_NEWTABLE, unix.NFT_MSG_DELTABLE:
 				relevant = relevant || m.family == unix.NFPROTO_IPV4 || m.family == unix.NFPROTO_IPV6
-				if m.kind == unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_DELTABLE && isNetworkTable(parseTable(m).name) {
-					r.removed.Store(true)
+				if m.kind != unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_DELTABLE {
+					break
+				}
+				if name := parseTable(m).name; isNetworkTable(name) {
+					r.noteRemoved(name)
 					relevant = true
 				}
 			}
@@ -113,36 +131,73 @@ func (r *foreignRules) listen(changed chan<- struct{}) {
 	}
 }
 
-// restore puts the rules back when somebody has changed the chains.
-func (r *foreignRules) restore(changed <-chan struct{}) {
+// noteRemoved notes that somebody has removed a table of a network; empty: perhaps any.
+func (r *foreignRules) noteRemoved(name string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.removed == nil {
+		r.removed = &removedTables{names: map[string]bool{}}
+	}
+	r.removed.names[name] = true
+	r.removed.all = r.removed.all || name == ""
+}
+
+// takeRemoved returns what was noted since the last call.
+func (r *foreignRules) takeRemoved() *removedTables {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	removed := r.removed
+	r.removed = nil
+	return removed
+}
+
+// restore puts back what somebody has removed.
+func (r *foreignRules) restore(ctx context.Context, changed <-chan struct{}) {
 	defer r.stopped.Done()
 	for {
 		select {
-		case <-r.stop:
+		case <-ctx.Done():
 			return
 		case <-changed:
 		}
 		select {
-		case <-r.stop:
+		case <-ctx.Done():
 			return
 		case <-time.After(foreignSettle):
 		}
-		if r.removed.Swap(false) {
-			if err := r.lost(); err != nil {
-				r.log.Warn("cannot make the tables of a network again", "error", err)
-			}
+		select {
+		case <-changed: // is seen to as well
+		default:
 		}
-		tables, err := r.nf.tables()
-		routed := slices.ContainsFunc(tables, func(t *nfTable) bool {
-			return t.family == unix.NFPROTO_INET && isNetworkTable(t.name) && string(udBytes(t.userdata, udNote)) != string(noteInternal)
-		})
-		if err == nil && routed {
-			err = r.need()
-		}
-		if err != nil {
-			r.log.Warn("cannot see to the rules in others' firewalls", "error", err)
+		if err := r.putBack(ctx); err != nil && ctx.Err() == nil {
+			r.log.Warn("cannot put back what somebody removed from the firewall", "error", err)
 		}
 	}
+}
+
+// putBack makes tables and rules again that are gone. Under the lock: where another program is bringing a network up or taking
+// it down, what is missing is not lost.
+func (r *foreignRules) putBack(ctx context.Context) error {
+	unlock, err := r.lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	var errs []error
+	if removed := r.takeRemoved(); removed != nil {
+		errs = append(errs, r.lost(ctx, removed))
+	}
+	tables, err := r.nf.tables()
+	if err != nil {
+		return errors.Join(append(errs, nfErr("list tables", err))...)
+	}
+	routed := slices.ContainsFunc(tables, func(t *nfTable) bool {
+		return t.family == unix.NFPROTO_INET && isNetworkTable(t.name) && string(udBytes(t.userdata, udNote)) != string(noteInternal)
+	})
+	if routed {
+		errs = append(errs, r.need())
+	}
+	return errors.Join(errs...)
 }
 
 // need makes sure that the rules are where they have to be.

@@ -47,10 +47,7 @@ func makeNamespace(ns *Namespace) error {
 	if err := ns.openHere(); err != nil {
 		return err
 	}
-	if err := ns.route.do(request(unix.RTM_NEWLINK, 0, ifinfo(1, unix.IFF_UP))); err != nil { // lo is always the first
-		return kernelError("switch on", "lo", err)
-	}
-	return nil
+	return ns.switchOnLoopback()
 }
 
 // OpenNamespace holds a namespace that exists: f is /proc/PID/ns/net of a process in it, or a pidfd of one. The caller
@@ -68,6 +65,27 @@ func OpenNamespace(f *os.File) (*Namespace, error) {
 		return nil, err
 	}
 	return ns, nil
+}
+
+// AdoptNamespace is OpenNamespace for one that somebody has just made, whose loopback interface is still off: it is on after.
+func AdoptNamespace(f *os.File) (*Namespace, error) {
+	ns, err := OpenNamespace(f)
+	if err != nil {
+		return nil, err
+	}
+	if err := ns.switchOnLoopback(); err != nil {
+		ns.Close()
+		return nil, err
+	}
+	return ns, nil
+}
+
+// switchOnLoopback switches on lo, which is the first interface of every namespace.
+func (ns *Namespace) switchOnLoopback() error {
+	if err := ns.route.do(request(unix.RTM_NEWLINK, 0, ifinfo(1, unix.IFF_UP))); err != nil {
+		return kernelError("switch on", "lo", err)
+	}
+	return nil
 }
 
 // openHere holds the namespace of the calling thread.

@@ -4,8 +4,10 @@ import (
 	"errors"
 	"io/fs"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -82,6 +84,28 @@ func TestOpenNamespace(t *testing.T) {
 	defer regular.Close()
 	if _, err := OpenNamespace(regular); !errors.Is(err, unix.EINVAL) {
 		t.Errorf("a file as a namespace: %v", err)
+	}
+}
+
+// TestAdoptNamespace: the namespace that a process was born in works.
+func TestAdoptNamespace(t *testing.T) {
+	testutil.RequireRoot(t)
+	cmd := exec.Command("/proc/self/exe", "-test.run=^$")
+	cmd.Env = append(os.Environ(), sleeperEnv+"=1")
+	pidfd := -1
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET, PidFD: &pidfd}
+	_, err := cmd.StdinPipe()
+	check(t, err)
+	check(t, cmd.Start())
+	defer cmd.Wait()
+	defer cmd.Process.Kill()
+	f := os.NewFile(uintptr(pidfd), "pidfd")
+	defer f.Close()
+	ns, err := AdoptNamespace(f)
+	check(t, err)
+	defer ns.Close()
+	if _, _, err := reach(ns, ns, netip.MustParseAddr("127.0.0.1"), "hello"); err != nil {
+		t.Errorf("its loopback interface: %v", err)
 	}
 }
 

@@ -16,6 +16,9 @@ func NewNamespace() (*Namespace, error) { return nil, notLinux() }
 // OpenNamespace returns an error.
 func OpenNamespace(f *os.File) (*Namespace, error) { return nil, notLinux() }
 
+// AdoptNamespace returns an error.
+func AdoptNamespace(f *os.File) (*Namespace, error) { return nil, notLinux() }
+
 // File returns nil.
 func (ns *Namespace) File() *os.File { return nil }
 

@@ -1,6 +1,7 @@
 package nsexec
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -30,6 +31,10 @@ type Options struct {
 	// signal that ended it. It is subject to the seccomp filter: one that forbids clone makes the start fail, one that
 	// forbids rt_sigtimedwait makes it forward nothing.
 	Init bool
+	// Connect is called with a pidfd of the first process of a container whose network and user namespaces are new, before
+	// anything is done there: the network namespace belongs to the user namespace, so it cannot be made and joined. An error
+	// ends the start.
+	Connect func(ctx context.Context, pidfd *os.File) error
 
 	// Log makes the guard write what the program writes to its streams into files.
 	Log *Log
@@ -219,6 +224,10 @@ func (c *compiler) check() {
 		c.unsupported("linux.mountLabel", "SELinux labels of mounts")
 	}
 	c.checkNamespaces()
+	if n := c.namespaces.fresh; c.opts.Connect != nil && (n&unix.CLONE_NEWUSER == 0 || n&unix.CLONE_NEWNET == 0) {
+		c.invalid("linux.namespaces", "Connect is for a new network namespace of a new user namespace")
+	}
+	c.prog.connect = c.opts.Connect
 	c.checkProcess()
 	c.checkMounts()
 	c.checkRootfs()

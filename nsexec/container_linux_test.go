@@ -1,7 +1,9 @@
 package nsexec
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"maps"
 	"os"
@@ -460,6 +462,45 @@ func TestUserNamespace(t *testing.T) {
 	got := mustRun(t, s, nil)
 	if want := "/dev/null 20666 65534:65534 1:3 \n/dev/tty 20666 65534:65534 5:0 \nreachedread /proc/keys: EOF\n"; withoutMissing(got, "/proc/keys") != withoutMissingIn(want, got) {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+}
+
+// TestConnect: whoever starts a container with a user namespace gets hold of its network namespace before anything is done
+// there, and can still call the start off.
+func TestConnect(t *testing.T) {
+	requireRoot(t)
+	root := newRoot(t)
+	for _, dir := range []string{root, root + "/bin"} {
+		if err := os.Chown(dir, 100000, 100000); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := newSpec(root, "view")
+	var invalid *SpecError
+	if _, err := Compile(s, &Options{Connect: func(context.Context, *os.File) error { return nil }}); !errors.As(err, &invalid) {
+		t.Errorf("without a user namespace: %v", err)
+	}
+	s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})
+	ids := []specs.LinuxIDMapping{{ContainerID: 0, HostID: 100000, Size: 65536}}
+	s.Linux.UIDMappings, s.Linux.GIDMappings = ids, ids
+	seen := ""
+	v := viewOf(t, s, &Options{Connect: func(_ context.Context, pidfd *os.File) (err error) {
+		seen, err = os.Readlink(fmt.Sprintf("/proc/%d/ns/net", pidOf(int(pidfd.Fd()))))
+		return err
+	}})
+	if v.Namespace["net"] != seen || seen == "" {
+		t.Errorf("its network namespace is %q, Connect saw %q", v.Namespace["net"], seen)
+	}
+	no := errors.New("no")
+	prog, err := Compile(s, &Options{Connect: func(context.Context, *os.File) error { return no }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer prog.Close()
+	var l Launcher
+	defer l.Close()
+	if _, err := l.Start(t.Context(), prog, nil); !errors.Is(err, no) {
+		t.Errorf("a Connect that fails: %v", err)
 	}
 }
 

@@ -94,7 +94,7 @@ func (l *Launcher) launch(ctx context.Context, prog *Program, stdio *Stdio) (*Pr
 		ends.status.SetReadDeadline(time.Unix(1, 0))
 		ends.report.SetReadDeadline(time.Unix(1, 0))
 	})
-	err = p.awaitSetup(prog, ends)
+	err = p.awaitSetup(ctx, prog, ends)
 	if !stop() && err == nil {
 		err = ctx.Err() // the deadlines of the pipes have passed
 	}
@@ -202,7 +202,7 @@ type Process struct {
 }
 
 // awaitSetup reads the status pipe to its end.
-func (p *Process) awaitSetup(prog *Program, e *ends) error {
+func (p *Process) awaitSetup(ctx context.Context, prog *Program, e *ends) error {
 	if prog.detached {
 		if err := p.receiveKeeper(); err != nil {
 			return setupError(prog, e.status, err)
@@ -225,6 +225,11 @@ func (p *Process) awaitSetup(prog *Program, e *ends) error {
 		if err := writeMappings(p.PID(), prog.uidMappings, prog.gidMappings); err != nil {
 			return err
 		}
+		if prog.connect != nil {
+			if err := p.connect(ctx, prog.connect); err != nil {
+				return err
+			}
+		}
 		if _, err := e.sync.Write([]byte{1}); err != nil {
 			return setupError(prog, e.status, err)
 		}
@@ -241,6 +246,17 @@ func (p *Process) awaitSetup(prog *Program, e *ends) error {
 		return p.receive('T')
 	}
 	return nil
+}
+
+// connect calls f with a pidfd of the payload.
+func (p *Process) connect(ctx context.Context, f func(context.Context, *os.File) error) error {
+	fd, err := unix.FcntlInt(uintptr(p.pidfd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("nsexec: keep the pidfd: %w", err)
+	}
+	pidfd := os.NewFile(uintptr(fd), "pidfd")
+	defer pidfd.Close()
+	return f(ctx, pidfd)
 }
 
 // setupError reads the status pipe and rebuilds the error that the payload or the guard reported, if any.

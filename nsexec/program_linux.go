@@ -1,6 +1,7 @@
 package nsexec
 
 import (
+	"context"
 	"os"
 	"strings"
 
@@ -30,6 +31,7 @@ type Program struct {
 	terminalEnd  Arg
 
 	uidMappings, gidMappings []specs.LinuxIDMapping // of a new user namespace
+	connect                  func(context.Context, *os.File) error
 }
 
 // mapped says whether the program has to write the mappings of a new user namespace.

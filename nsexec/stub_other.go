@@ -17,6 +17,7 @@ type Options struct {
 	Root, Cgroup, CgroupKill *os.File
 	Tasks                    []*os.File
 	Init                     bool
+	Connect                  func(context.Context, *os.File) error
 	Log                      *Log
 	Keeper                   *Keeper
 	Input                    *Input
