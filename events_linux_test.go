@@ -18,6 +18,7 @@ import (
 
 	"github.com/coracle-dev/coracle"
 	"github.com/coracle-dev/coracle/cgroup"
+	"github.com/coracle-dev/coracle/internal/crashpoint"
 	"github.com/coracle-dev/coracle/internal/journal"
 	"github.com/coracle-dev/coracle/internal/registrytest"
 	"github.com/coracle-dev/coracle/internal/testutil"
@@ -469,6 +470,55 @@ func TestEventsOfKilled(t *testing.T) {
 		}
 		wantEvents(t, root)
 	}
+}
+
+// TestEventsOfLateKill: a program brings its container in sight when a sweep has just listed it as half made, and is killed then:
+// the container is there, and nobody is told that it is destroyed.
+func TestEventsOfLateKill(t *testing.T) {
+	testutil.RequireRoot(t)
+	ctx, root := t.Context(), t.TempDir()
+	eng := openAgain(t, root)
+	toolImage(t, eng, nil)
+	c, err := eng.Create(ctx, &coracle.ContainerSpec{Image: "tool", Args: []string{"/tool", "exit", "0"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := eng.Close(); err != nil {
+		t.Fatal(err)
+	}
+	// As the program has left it that is killed after the event of the creation.
+	if err := os.WriteFile(filepath.Join(root, "owners", "dead"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	made := filepath.Join(root, "containers", c.ID())
+	making := filepath.Join(root, "containers", ".dead."+c.ID())
+	if err := os.Rename(made, making); err != nil {
+		t.Fatal(err)
+	}
+	listed := 0
+	crashpoint.Observe(func(step string) {
+		if step == "sweep: containers listed" {
+			if listed++; listed == 1 {
+				if err := os.Rename(making, made); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+	})
+	defer crashpoint.Observe(nil)
+	eng = openAgain(t, root)
+	crashpoint.Observe(nil)
+	if listed == 0 {
+		t.Fatal("the sweep has not listed the containers")
+	}
+	wantEvents(t, root)
+	if c, err = eng.Container(ctx, c.ID()); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Remove(ctx, nil); err != nil {
+		t.Error(err)
+	}
+	wantEvents(t, root)
 }
 
 // wantEvents looks at the containers' events of a root in which none runs: their order, and that they are the events of the

@@ -114,16 +114,24 @@ func (e *Engine) sweepContainers(ctx context.Context, dead []*owner, booted bool
 	if err != nil {
 		return err
 	}
+	crashpoint.At("sweep: containers listed")
 	past := &pastEvents{eng: e}
 	for _, entry := range entries {
 		if owner, id, ok := strings.Cut(strings.TrimPrefix(entry.Name(), "."), "."); ok && entry.Name()[0] == '.' {
-			if gone(owner) {
-				past.removed(ctx, id)
-				if err := os.RemoveAll(filepath.Join(e.containersDir(), entry.Name())); err != nil {
-					return err
-				}
-				crashpoint.At("sweep: a half-made container is gone")
+			if !gone(owner) {
+				continue
 			}
+			// Its owner may have brought the container in sight after the listing and been killed only then. Now that the owner
+			// is dead nobody but this sweep renames or removes the directory.
+			transient := filepath.Join(e.containersDir(), entry.Name())
+			if _, err := os.Lstat(transient); errors.Is(err, fs.ErrNotExist) {
+				continue
+			}
+			past.removed(ctx, id)
+			if err := os.RemoveAll(transient); err != nil {
+				return err
+			}
+			crashpoint.At("sweep: a half-made container is gone")
 			continue
 		}
 		if err := e.sweepContainer(ctx, entry.Name(), gone, booted, past); err != nil {

@@ -349,6 +349,9 @@ func tryCommand(args []string, _ io.Writer) error {
 		return err
 	case "create":
 		return os.WriteFile(args[1], nil, 0o666)
+	case "write big":
+		n, _ := strconv.Atoi(args[2])
+		return os.WriteFile(args[1], make([]byte, n), 0o666)
 	case "mkdir":
 		return os.Mkdir(args[1], 0o777)
 	case "read":

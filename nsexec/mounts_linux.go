@@ -148,16 +148,33 @@ func (c *compiler) attributesAndPropagation(m *mount, mnt Slot) {
 	if m.setAll|m.clearAll != 0 {
 		c.setAttributes("set the recursive attributes of "+m.dest, mnt.Value(), m.setAll, m.clearAll&^m.setAll|atimeMask(m.setAll), 0, true)
 	}
-	if m.kind == "bind" && !m.remount && (c.hostPropagation() != unix.MS_PRIVATE || c.hostOpens()) &&
-		!slices.ContainsFunc(m.propagation, func(p uint64) bool { return p&(unix.MS_SLAVE|unix.MS_SHARED) != 0 }) {
-		// Related to its source unless it is asked not to be.
-		c.setAttributes("keep mounts in "+m.dest+" from the host", mnt.Value(), 0, 0, unix.MS_PRIVATE, true)
+	if m.kind == "bind" && !m.remount {
+		c.separate(m, mnt)
 	}
 	for _, p := range m.propagation {
 		if p&unix.MS_PRIVATE != 0 && !m.remount && allPrivate(m.propagation) {
 			continue // as it is
 		}
 		c.setAttributes("set the propagation of "+m.dest, mnt.Value(), 0, 0, p&^unix.MS_REC, p&unix.MS_REC != 0)
+	}
+}
+
+// separate emits what keeps mounts in a bind mount from the host, unless the host is to see them: a copy is related to
+// its source, and so are copies of what is mounted below it, whatever is asked for the bind mount itself.
+func (c *compiler) separate(m *mount, mnt Slot) {
+	asks := func(flag uint64) bool {
+		return slices.ContainsFunc(m.propagation, func(p uint64) bool { return p&flag != 0 })
+	}
+	label := "keep mounts in " + m.dest + " from the host"
+	switch {
+	case asks(unix.MS_SHARED):
+	case !asks(unix.MS_SLAVE):
+		if c.hostPropagation() != unix.MS_PRIVATE || c.hostOpens() {
+			c.setAttributes(label, mnt.Value(), 0, 0, unix.MS_PRIVATE, true)
+		}
+	case slices.Contains(m.propagation, unix.MS_SLAVE|unix.MS_REC):
+	case c.hostPropagation() == unix.MS_SHARED || c.hostOpens():
+		c.setAttributes(label, mnt.Value(), 0, 0, unix.MS_SLAVE, true)
 	}
 }
 
