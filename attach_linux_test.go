@@ -76,6 +76,7 @@ func TestAttach(t *testing.T) {
 func startTool(t testing.TB, eng *coracle.Engine, spec coracle.ContainerSpec, args ...string) *coracle.Container {
 	t.Helper()
 	spec.Image, spec.Args = "tool", args
+	withoutNetwork(&spec)
 	c, err := eng.Create(t.Context(), &spec)
 	if err != nil {
 		t.Fatal(err)

@@ -36,6 +36,7 @@ func running(t testing.TB, eng *coracle.Engine, spec coracle.ContainerSpec) *cor
 	if spec.Args == nil {
 		spec.Args = []string{"stubborn"}
 	}
+	withoutNetwork(&spec)
 	c, err := eng.Create(t.Context(), &spec)
 	if err != nil {
 		t.Fatal(err)

@@ -84,6 +84,14 @@ func toolImage(t testing.TB, eng *coracle.Engine, extra fstest.MapFS, config ...
 	return img
 }
 
+// withoutNetwork takes the container off the default network, where the test says nothing of networks or ports: tests of
+// other things do without.
+func withoutNetwork(spec *coracle.ContainerSpec) {
+	if spec.Networks == nil && spec.Ports == nil {
+		spec.Networks = onNetworks(coracle.NetworkNone)
+	}
+}
+
 // output runs the tool and returns what it said.
 func output(t testing.TB, eng *coracle.Engine, spec coracle.ContainerSpec, args ...string) string {
 	t.Helper()
@@ -91,6 +99,7 @@ func output(t testing.TB, eng *coracle.Engine, spec coracle.ContainerSpec, args 
 		spec.Image = "tool"
 	}
 	spec.Args = args
+	withoutNetwork(&spec)
 	out, err := eng.Output(t.Context(), &spec)
 	var exit *coracle.ExitError
 	if errors.As(err, &exit) {

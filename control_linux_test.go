@@ -37,6 +37,7 @@ func another(t testing.TB, eng *coracle.Engine) *coracle.Engine {
 func runningContainer(t testing.TB, eng *coracle.Engine, spec coracle.ContainerSpec, args ...string) *coracle.Container {
 	t.Helper()
 	spec.Image, spec.Args, spec.Stdout = "tool", args, &syncBuffer{}
+	withoutNetwork(&spec)
 	c, err := eng.Create(t.Context(), &spec)
 	if err != nil {
 		t.Fatal(err)

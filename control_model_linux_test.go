@@ -144,7 +144,7 @@ var controlOps = []controlOp{
 	{"create", true, func(ctx context.Context, eng *coracle.Engine, rnd *rand.Rand) error {
 		spec := &coracle.ContainerSpec{
 			Name: fmt.Sprint("name-", rnd.IntN(controlNames)), Image: "model", Args: []string{"/pause"},
-			Init: rnd.IntN(2) == 0, AutoRemove: rnd.IntN(4) == 0, Detached: rnd.IntN(3) == 0, Limits: cgroup.Limits{PIDs: 50},
+			Init: rnd.IntN(2) == 0, AutoRemove: rnd.IntN(4) == 0, Detached: rnd.IntN(3) == 0, Limits: cgroup.Limits{PIDs: 50}, Networks: onNetworks(coracle.NetworkNone),
 		}
 		if rnd.IntN(4) == 0 {
 			spec.Args = []string{"/exit"}

@@ -24,7 +24,9 @@ func networkScenarios() map[string]*walkScenario {
 		return spec
 	}
 	kept := on(coracle.ContainerSpec{Image: "tool", Args: []string{"exit", "3"}, Detached: true})
-	long := coracle.ContainerSpec{Image: "tool", Args: []string{"stubborn"}, Detached: true}
+	long := coracle.ContainerSpec{Image: "tool", Args: []string{"stubborn"}, Detached: true, Networks: onNetworks(coracle.NetworkBridge)}
+	elsewhere := obey
+	elsewhere.Networks = onNetworks(coracle.NetworkBridge)
 	return map[string]*walkScenario{
 		"network-create": {root: "tool", beside: true, act: makeNetwork, state: hasNetwork, legal: []string{"no", "app:"}, end: "app:"},
 		"network-remove": {root: "tool", beside: true, before: makeNetwork, act: both(useNetwork, removeNetwork), state: hasNetwork, legal: []string{"no", "app:"}, end: "no"},
@@ -34,7 +36,7 @@ func networkScenarios() map[string]*walkScenario {
 			state: hasNetwork, legal: []string{"app:"}, end: "app:"},
 		"network-detached": {root: "tool", keeps: true, timing: true, before: both(makeNetwork, drop("kept")), act: both(create("kept", kept), start("kept"), waitKept(3)),
 			state: hasNetwork, legal: []string{"app:"}, end: "app:"},
-		"network-connect": {root: "tool", timing: true, before: both(makeNetwork, drop("box"), create("box", obey), start("box")),
+		"network-connect": {root: "tool", timing: true, before: both(makeNetwork, drop("box"), create("box", elsewhere), start("box")),
 			act: both(connectTo("box"), disconnectFrom("box"), connectTo("box"), stop("box")), state: hasNetwork, legal: []string{"app:"}, end: "app:"},
 		// A container that goes on when the program that connects it dies.
 		"network-connect-detached": {root: "tool", keeps: true, timing: true, before: both(makeNetwork, create("kept", long), start("kept")),
@@ -185,7 +187,7 @@ func TestConnectorKilled(t *testing.T) {
 				t.Fatal(err)
 			}
 			spec := obey
-			spec.Detached = isDetached
+			spec.Detached, spec.Networks = isDetached, onNetworks(coracle.NetworkBridge)
 			if err := both(create("box", spec), start("box"))(w); err != nil {
 				t.Fatal(err)
 			}

@@ -367,7 +367,7 @@ func pruned(w *walkWorld) (string, error) {
 }
 
 // obey may not have come to its signal handler when it is stopped, and is not waited for long.
-var obey = coracle.ContainerSpec{Image: "tool", Args: []string{"obey"}, StopTimeout: 20 * time.Millisecond}
+var obey = coracle.ContainerSpec{Image: "tool", Args: []string{"obey"}, StopTimeout: 20 * time.Millisecond, Networks: onNetworks(coracle.NetworkNone)}
 
 // create makes a container unless it is there.
 func create(name string, spec coracle.ContainerSpec) func(*walkWorld) error {
@@ -383,6 +383,7 @@ func create(name string, spec coracle.ContainerSpec) func(*walkWorld) error {
 		if spec.Args == nil {
 			spec.Args = []string{"/none"}
 		}
+		withoutNetwork(&spec)
 		_, err := w.eng.Create(w.ctx, &spec)
 		return err
 	}

@@ -42,6 +42,7 @@ func openAgain(t testing.TB, root string) *coracle.Engine {
 func detached(t testing.TB, eng *coracle.Engine, spec coracle.ContainerSpec, args ...string) *coracle.Container {
 	t.Helper()
 	spec.Image, spec.Args, spec.Detached = "tool", args, true
+	withoutNetwork(&spec)
 	c, err := eng.Create(t.Context(), &spec)
 	if err != nil {
 		t.Fatal(err)

@@ -33,7 +33,7 @@ func detachedOps() []controlOp {
 		{"create", true, func(ctx context.Context, eng *coracle.Engine, rnd *rand.Rand) error {
 			spec := &coracle.ContainerSpec{
 				Name: fmt.Sprint("name-", rnd.IntN(controlNames)), Image: "model", Args: []string{"/pause"}, Detached: true,
-				OpenStdin: rnd.IntN(2) == 0, TTY: rnd.IntN(4) == 0, AutoRemove: rnd.IntN(4) == 0, Limits: cgroup.Limits{PIDs: 50},
+				OpenStdin: rnd.IntN(2) == 0, TTY: rnd.IntN(4) == 0, AutoRemove: rnd.IntN(4) == 0, Limits: cgroup.Limits{PIDs: 50}, Networks: onNetworks(coracle.NetworkNone),
 			}
 			if rnd.IntN(3) == 0 {
 				spec.Args = []string{"/exit"}

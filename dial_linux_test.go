@@ -28,6 +28,7 @@ func serving(t testing.TB, eng *coracle.Engine, spec coracle.ContainerSpec, args
 	t.Helper()
 	out := &syncBuffer{}
 	spec.Image, spec.Args = "tool", append([]string{"serve"}, args...)
+	withoutNetwork(&spec)
 	if !spec.Detached {
 		spec.Stdout, spec.Stderr = out, out
 	}

@@ -379,7 +379,7 @@ func coracleOnBridge(t *testing.T) *fleet {
 	toolImage(t, eng, nil)
 	f := &fleet{eng: eng}
 	f.first = serving(t, eng, coracle.ContainerSpec{Ports: []coracle.Port{{Container: 80, Host: 8082, HostAddr: netip.IPv4Unspecified()}}}, "tcp", "0.0.0.0:80")
-	f.next = serving(t, eng, coracle.ContainerSpec{}, "tcp", "0.0.0.0:80")
+	f.next = serving(t, eng, coracle.ContainerSpec{Networks: onNetworks(coracle.NetworkBridge)}, "tcp", "0.0.0.0:80")
 	return f
 }
 

@@ -306,7 +306,7 @@ func TestConnect(t *testing.T) {
 	late := createNetwork(t, eng, coracle.NetworkSpec{Name: "late"})
 	for _, isDetached := range []bool{false, true} {
 		t.Run(fmt.Sprint("detached ", isDetached), func(t *testing.T) {
-			c := startTool(t, eng, coracle.ContainerSpec{Name: fmt.Sprint("c", isDetached), Detached: isDetached}, "sleep", "600000")
+			c := startTool(t, eng, coracle.ContainerSpec{Name: fmt.Sprint("c", isDetached), Detached: isDetached, Networks: onNetworks(coracle.NetworkBridge)}, "sleep", "600000")
 			other := openAgain(t, eng.Root())
 			n, err := other.Network(t.Context(), "late")
 			if err != nil {
@@ -349,7 +349,7 @@ func TestConnect(t *testing.T) {
 func TestSharedNetwork(t *testing.T) {
 	eng := engine(t)
 	toolImage(t, eng, nil)
-	c := serving(t, eng, coracle.ContainerSpec{Name: "first"}, "tcp", "127.0.0.1:99")
+	c := serving(t, eng, coracle.ContainerSpec{Name: "first", Networks: onNetworks(coracle.NetworkBridge)}, "tcp", "127.0.0.1:99")
 	out, err := inContainer(t, eng, coracle.ContainerSpec{Networks: onNetworks("container:first")}, "dial", "tcp", "127.0.0.1:99")
 	wantOutput(t, "container", out, err, "hello from 127.0.0.1:99")
 	out, err = inContainer(t, eng, coracle.ContainerSpec{Networks: onNetworks(fmt.Sprintf("ns:/proc/%d/ns/net", inspect(t, c).PID))}, "dial", "tcp", "127.0.0.1:99")
