@@ -321,6 +321,9 @@ func (c *Container) settleLocked(ctx context.Context, st *containerState) error 
 		return err
 	}
 	crashpoint.At("settle: cgroup gone")
+	if len(st.Spec.Ports) > 0 {
+		e.awaitKeeper(ctx, st)
+	}
 	if e.removedAtEnd(st) {
 		e.tellEnd(ctx, st)
 		e.endConnections(st.ID)
@@ -338,6 +341,24 @@ func (c *Container) settleLocked(ctx context.Context, st *containerState) error 
 	told()
 	e.endConnections(st.ID)
 	return e.unmark(c.id)
+}
+
+// keeperEnds bounds how long a keeper may take from its record of the container's end to its own.
+const keeperEnds = 10 * time.Second
+
+// awaitKeeper waits until the keeper of a container that has ended has ended too: whoever starts the container again takes the ports
+// that it has held.
+func (e *Engine) awaitKeeper(ctx context.Context, st *containerState) {
+	p, err := openProcess(st.KeeperPID, st.BootID, st.KeeperStart)
+	if err != nil {
+		return // it has ended
+	}
+	defer p.close()
+	ctx, cancel := context.WithTimeout(ctx, keeperEnds)
+	defer cancel()
+	if err := p.wait(ctx); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		e.log.Warn("wait for the keeper of a container that has ended", "container", st.Name, "id", st.ID, "error", err)
+	}
 }
 
 // The mark of a detached container, the one byte in detached/<id>, says which events there are of its last start. A
