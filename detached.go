@@ -322,7 +322,9 @@ func (c *Container) settleLocked(ctx context.Context, st *containerState) error 
 	}
 	crashpoint.At("settle: cgroup gone")
 	if len(st.Spec.Ports) > 0 {
-		e.awaitKeeper(ctx, st)
+		if err := e.awaitKeeper(ctx, st); err != nil {
+			return err
+		}
 	}
 	if e.removedAtEnd(st) {
 		e.tellEnd(ctx, st)
@@ -347,18 +349,23 @@ func (c *Container) settleLocked(ctx context.Context, st *containerState) error 
 const keeperEnds = 10 * time.Second
 
 // awaitKeeper waits until the keeper of a container that has ended has ended too: whoever starts the container again takes the ports
-// that it has held.
-func (e *Engine) awaitKeeper(ctx context.Context, st *containerState) {
+// that it has held. The error is that of the context.
+func (e *Engine) awaitKeeper(ctx context.Context, st *containerState) error {
 	p, err := openProcess(st.KeeperPID, st.BootID, st.KeeperStart)
 	if err != nil {
-		return // it has ended
+		return nil // it has ended
 	}
 	defer p.close()
-	ctx, cancel := context.WithTimeout(ctx, keeperEnds)
+	bounded, cancel := context.WithTimeout(ctx, keeperEnds)
 	defer cancel()
-	if err := p.wait(ctx); err != nil && !errors.Is(err, os.ErrProcessDone) {
+	err = p.wait(bounded)
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if err != nil && !errors.Is(err, os.ErrProcessDone) {
 		e.log.Warn("wait for the keeper of a container that has ended", "container", st.Name, "id", st.ID, "error", err)
 	}
+	return nil
 }
 
 // The mark of a detached container, the one byte in detached/<id>, says which events there are of its last start. A
