@@ -27,7 +27,7 @@ func (g *Group) Freeze(ctx context.Context) error {
 	return err
 }
 
-// Thaw lets the processes of the group run on.
+// Thaw lets the processes of the group run on. That they end by it, and the group is removed at once, is no error.
 func (g *Group) Thaw(ctx context.Context) error { return g.freeze(ctx, false) }
 
 // Frozen reports whether the group is frozen, or is about to be: whether its processes wait for [Group.Thaw], whoever has
