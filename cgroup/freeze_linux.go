@@ -27,7 +27,7 @@ func (g *Group) Freeze(ctx context.Context) error {
 	return err
 }
 
-// Thaw lets the processes of the group run on.
+// Thaw lets the processes of the group run on. That they end by it, and the group is removed at once, is no error.
 func (g *Group) Thaw(ctx context.Context) error { return g.freeze(ctx, false) }
 
 // Frozen reports whether the group is frozen, or is about to be: whether its processes wait for [Group.Thaw], whoever has
@@ -138,7 +138,7 @@ func freezeUnified(ctx context.Context, dir int, name string, frozen bool) error
 		var buf [256]byte
 		n, err := unix.Pread(fd, buf[:], 0)
 		if err != nil {
-			return err
+			return unlessThawed(err, frozen)
 		}
 		if bytes.Contains(buf[:n], want) {
 			return nil
@@ -152,7 +152,7 @@ func freezeUnified(ctx context.Context, dir int, name string, frozen bool) error
 		// What others want now will not become what is waited for.
 		now, err := readAt(dir, name+"/cgroup.freeze")
 		if err != nil {
-			return err
+			return unlessThawed(err, frozen)
 		}
 		if string(bytes.TrimSpace(now)) != value {
 			if frozen {
@@ -163,16 +163,27 @@ func freezeUnified(ctx context.Context, dir int, name string, frozen bool) error
 	}
 }
 
+// unlessThawed is the error of looking at a group after the write that freezes or thaws it. One that is gone was thawed: what
+// its processes waited for has ended them.
+func unlessThawed(err error, frozen bool) error {
+	if !frozen && (err == unix.ENOENT || err == unix.ENODEV) {
+		return nil
+	}
+	return err
+}
+
 func freezeLegacy(ctx context.Context, dir int, name string, frozen bool) error {
 	value := freezerValue(false, frozen)
-	for wait := 100 * time.Microsecond; ; wait = min(2*wait, 10*time.Millisecond) {
+	wait, written := 100*time.Microsecond, false
+	for ; ; wait = min(2*wait, 10*time.Millisecond) {
 		// Written again each time: a process that forks meanwhile can keep the group at FREEZING until then.
 		if err := writeAt(dir, name+"/freezer.state", value); err != nil {
-			return err
+			return unlessThawed(err, frozen || !written)
 		}
+		written = true
 		state, err := readAt(dir, name+"/freezer.state")
 		if err != nil || string(bytes.TrimSpace(state)) == value {
-			return err
+			return unlessThawed(err, frozen)
 		}
 		select {
 		case <-ctx.Done():

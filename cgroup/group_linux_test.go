@@ -537,6 +537,40 @@ func TestThawedMeanwhile(t *testing.T) {
 	t.Logf("%d of 200 freezes were undone", lost)
 }
 
+// TestThawEnds: thawing what ends by that, and whose group somebody removes at once, is no error.
+func TestThawEnds(t *testing.T) {
+	h := open(t)
+	if h.tree("") == nil && h.tree("freezer") == nil {
+		testutil.Skip(t, "nothing can freeze here")
+	}
+	for range 100 {
+		g := create(t, h, nil)
+		p := start(t, g, "spin")
+		p.line(t)
+		if err := g.Freeze(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := p.Process.Signal(syscall.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+		tree, _ := g.freezer()
+		dir := filepath.Join(tree.where(), g.Name())
+		removed := make(chan struct{})
+		go func() {
+			defer close(removed)
+			for t.Context().Err() == nil && os.Remove(dir) != nil { // with a process in it that fails
+			}
+		}()
+		if err := g.Thaw(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		<-removed
+		if err := g.Remove(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func parseFirst(s string) uint64 {
 	var n uint64
 	for _, c := range s {

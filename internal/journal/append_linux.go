@@ -90,15 +90,23 @@ func (j *Journal) next() error {
 			return j.create(uint64(max(time.Now().UnixMilli(), 1)))
 		})
 	}
-	last := list[len(list)-1]
-	err = j.open(last, 0)
+	return j.goOn(list[len(list)-1])
+}
+
+// goOn opens the generation that was the last one when they were listed, or makes one after it where it is full. The file
+// stays nil if there is a later one by now: append comes here again.
+func (j *Journal) goOn(last uint64) error {
+	err := j.open(last, 0)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil // taken away by a pruning since it was listed: append comes here again
+		return nil // taken away by a pruning since it was listed
 	}
 	if err != nil {
 		return err
 	}
-	if ok, err := j.writable(); ok || err != nil {
+	if ok, err := j.writable(); err != nil {
+		return err
+	} else if ok {
+		_, err := j.stillLast()
 		return err
 	}
 	// The kernel shows what is appended page by page: the last record may be there in part, and its writer be at the rest.
@@ -118,15 +126,9 @@ func (j *Journal) create(gen uint64) error {
 	if err != nil {
 		return err
 	}
-	list, err := j.generations()
+	list, err := j.stillLast()
 	if err != nil {
 		return err
-	}
-	if len(list) > 0 && list[len(list)-1] > gen {
-		// Others have filled it since, or we were stopped for so long that it had come and gone before: then nobody writes
-		// to this one, and it goes with the next pruning.
-		j.file.Close()
-		j.file = nil
 	}
 	for len(list) > j.format.Files {
 		if err := os.Remove(j.path(list[0])); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -135,6 +137,18 @@ func (j *Journal) create(gen uint64) error {
 		list = list[1:]
 	}
 	return nil
+}
+
+// stillLast lists the generations, and closes the one that has just been opened if there is a later one: others have filled it
+// since, or we or whoever made it were stopped for so long that it had come and gone before. To such a one nobody writes,
+// no reader looks for records there, and it goes with the next pruning.
+func (j *Journal) stillLast() ([]uint64, error) {
+	list, err := j.generations()
+	if err == nil && len(list) > 0 && list[len(list)-1] > j.gen {
+		j.file.Close()
+		j.file = nil
+	}
+	return list, err
 }
 
 func (j *Journal) open(gen uint64, flags int) error {

@@ -283,6 +283,29 @@ func TestMadeAgain(t *testing.T) {
 	}
 }
 
+// TestNothingInMadeAgain: nobody appends to a generation that has been made again, though it was the last one when they
+// looked: readers have passed it.
+func TestNothingInMadeAgain(t *testing.T) {
+	j := open(t, &Options{FileSize: 1, Files: 2})
+	add(t, j, "first")
+	gen := j.gen
+	add(t, j, "1", "2", "3")
+	if err := os.WriteFile(j.path(gen+1), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	// As one who has listed the generations when it was the last one, and was stopped until now.
+	if err := j.goOn(gen + 1); err != nil {
+		t.Fatal(err)
+	}
+	if ok, err := j.writable(); ok || err != nil {
+		t.Errorf("generation %d is written to: %v", j.gen, err)
+	}
+	add(t, j, "4", "5")
+	if got, _ := all(t, j, ReadOptions{}); !slices.Equal(got, []string{"4", "5"}) {
+		t.Errorf("got %q", got)
+	}
+}
+
 // TestRemoved: a journal that somebody has removed begins anew.
 func TestRemoved(t *testing.T) {
 	j := open(t, nil)

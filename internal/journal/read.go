@@ -203,6 +203,10 @@ func (r *reader) later() (uint64, error) {
 	list, err := r.j.generations()
 	for _, gen := range list {
 		if gen > r.gen && (r.opts.Follow || gen <= r.end.Generation) {
+			// A long directory is listed in parts: what was made between two may be missing.
+			if _, err := os.Lstat(r.j.path(r.gen + 1)); err == nil {
+				gen = r.gen + 1
+			}
 			return gen, nil
 		}
 	}
