@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/coracle-dev/coracle"
+	"github.com/coracle-dev/coracle/internal/testutil"
 )
 
 // What the crash walk does to networks.
@@ -210,7 +211,10 @@ func TestConnectorKilled(t *testing.T) {
 			if err := wantConnected(w, true); err != nil { // the program has ended in order: it stays
 				t.Error(err)
 			}
-			for _, step := range cuts(steps) {
+			for i, step := range cuts(steps) {
+				if testutil.InVM() && i%4 != 0 {
+					continue
+				}
 				if err := wantConnected(w, false); err != nil {
 					t.Fatalf("before %s: %v", step, err)
 				}
