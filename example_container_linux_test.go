@@ -347,4 +347,6 @@ var needsRoot = "^(" + strings.Join([]string{
 	"ExampleContainer_Logs", "ExampleContainer_LogLines", "ExampleContainer_CopyLogs", "ExampleLogOptions", "ExampleLogRecord", "ExampleLogLine",
 	"ExampleLogSpec", "ExampleLogMode",
 	"ExampleContainer_DialContext", "ExampleContainer_Listen", "ExampleContainer_ListenPacket",
+	"ExampleNetwork", "ExampleNetwork_Partition", "ExampleNetworkSpec", "ExampleNetworkInfo", "ExampleNetworkFilter", "ExampleEndpointInfo", "ExampleSubnet",
+	"ExamplePort", "ExamplePublishedPort",
 }, "|") + ")$"

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"net"
@@ -25,6 +26,11 @@ func TestMain(m *testing.M) {
 	if os.Getenv(sleeperEnv) != "" {
 		io.Copy(io.Discard, os.Stdin)
 		return
+	}
+	flag.Parse()
+	if skip := flag.Lookup("test.skip"); os.Geteuid() != 0 && skip != nil && skip.Value.String() == "" {
+		fmt.Println("examples that make networks are skipped: they need root")
+		flag.Set("test.skip", "^Example(|Driver|Endpoint|Namespace|Counters|Faults|BusyError|InvalidError)$")
 	}
 	code := testutil.LeakCheck(m)
 	if left := leftovers(); len(left) > 0 {
