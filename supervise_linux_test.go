@@ -125,6 +125,8 @@ func TestRestartPolicies(t *testing.T) {
 					t.Fatal(err)
 				}
 				eventually(t, "it was restarted", func() bool { info := inspect(t, c); return info.RestartCount == 1 && info.PID != 0 })
+				// The kernel gives no signal to the first process of a pid namespace that does not listen to it yet.
+				eventually(t, "it listens again", func() bool { return strings.Count(logged(t, c), "ready") == 2 })
 				if err := end(c); err != nil {
 					t.Fatal(err)
 				}
