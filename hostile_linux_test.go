@@ -26,6 +26,7 @@ import (
 // CVE-2025-11395 and its like: archives that reach for the files of the host, by the whole way from a registry, and by
 // unpacking their blobs again. How each must end is in package layerfs too; here it is an error of this package.
 func TestCVE_2025_11395_HostileImages(t *testing.T) {
+	testutil.NotInVM(t, "it depends on no kernel, and is done outside, ten times as fast")
 	testutil.RequireRoot(t)
 	canary := hostile.NewCanary(t)
 	reg := newRegistry(t)

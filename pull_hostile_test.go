@@ -17,10 +17,12 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/coracle-dev/coracle/internal/registrytest"
+	"github.com/coracle-dev/coracle/internal/testutil"
 )
 
 // TestPullLies: more registries that lie; see TestPullFaults.
 func TestPullLies(t *testing.T) {
+	testutil.NotInVM(t, "it depends on no kernel, and is done outside, ten times as fast")
 	notExist, late := fs.ErrNotExist, os.ErrDeadlineExceeded
 	tests := []pullFault{
 		{"manifest compressed unasked", "/manifests/", registrytest.Gzipped, ErrCorrupt, "manifest", 0},
@@ -70,6 +72,7 @@ func TestPullLies(t *testing.T) {
 
 // TestPullLiesInBoundedMemory: none of those that send much makes the heap grow with it.
 func TestPullLiesInBoundedMemory(t *testing.T) {
+	testutil.NotInVM(t, "it depends on no kernel, and is done outside, ten times as fast")
 	for name, fault := range map[string]func(http.ResponseWriter, *http.Request, http.Handler){
 		"endless": registrytest.Endless, "gigabytes, compressed": registrytest.GzipBomb(2000), "an error without end": registrytest.ErrorEndless(500),
 		"headers without end": registrytest.HugeHeader(9 << 20),

@@ -320,6 +320,7 @@ func (r *repeated) Read(p []byte) (int, error) {
 
 // TestBombs: what is small and becomes large ends at the limit that is for it, with bounded memory.
 func TestBombs(t *testing.T) {
+	testutil.NotInVM(t, "it depends on no kernel, and is done outside, ten times as fast")
 	testutil.RequireRoot(t)
 	// Enough of each to exceed its limit well; the entries are large here and small there.
 	bombs := hostile.Bombs(50_000)
