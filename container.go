@@ -284,6 +284,21 @@ func (c *Container) lock(ctx context.Context) (*containerState, func(), error) {
 	return st, unlock, nil
 }
 
+// begin begins an operation that changes the container: until end is called the engine is not closed, and the container is locked as by
+// lock.
+func (c *Container) begin(ctx context.Context) (_ context.Context, st *containerState, end func(), err error) {
+	ctx, done, err := c.eng.begin(ctx)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	st, unlock, err := c.lock(ctx)
+	if err != nil {
+		done()
+		return nil, nil, nil, err
+	}
+	return ctx, st, func() { unlock(); done() }, nil
+}
+
 // current returns the container's state: the engine's own if it owns the container, the stored one otherwise.
 func (c *Container) current() (*containerState, error) {
 	c.mu.Lock()

@@ -84,16 +84,11 @@ const freezeWait = 10 * time.Second
 
 // control calls do, with the container locked, for one that is running.
 func (c *Container) control(ctx context.Context, do func(ctx context.Context, st *containerState, group *cgroup.Group) error) error {
-	ctx, done, err := c.eng.begin(ctx)
+	ctx, st, end, err := c.begin(ctx)
 	if err != nil {
 		return err
 	}
-	defer done()
-	st, unlock, err := c.lock(ctx)
-	if err != nil {
-		return err
-	}
-	defer unlock()
+	defer end()
 	if !alive(st) {
 		return ErrNotRunning
 	}

@@ -141,16 +141,11 @@ func (n *Network) SetFaults(ctx context.Context, c *Container, f netdrv.Faults) 
 }
 
 func (e *Engine) setFaults(ctx context.Context, c *Container, networkID string, f netdrv.Faults) error {
-	ctx, done, err := e.begin(ctx)
+	ctx, st, end, err := c.begin(ctx)
 	if err != nil {
 		return err
 	}
-	defer done()
-	st, unlock, err := c.lock(ctx)
-	if err != nil {
-		return err
-	}
-	defer unlock()
+	defer end()
 	if !alive(st) {
 		return ErrNotRunning
 	}

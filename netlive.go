@@ -28,16 +28,11 @@ func (n *Network) Connect(ctx context.Context, c *Container, a *Attachment) erro
 }
 
 func (e *Engine) connectLive(ctx context.Context, c *Container, networkID string, a Attachment) (err error) {
-	ctx, done, err := e.begin(ctx)
+	ctx, st, end, err := c.begin(ctx)
 	if err != nil {
 		return err
 	}
-	defer done()
-	st, unlock, err := c.lock(ctx)
-	if err != nil {
-		return err
-	}
-	defer unlock()
+	defer end()
 	if mode, _ := st.Spec.networkMode(); mode != "" {
 		return fmt.Errorf("%w: the container %q has no network of its own, but %q", ErrInvalid, st.Name, st.Spec.Networks[0].Network)
 	}
@@ -236,16 +231,11 @@ func (n *Network) Disconnect(ctx context.Context, c *Container) error {
 }
 
 func (e *Engine) disconnectLive(ctx context.Context, c *Container, networkID string) error {
-	ctx, done, err := e.begin(ctx)
+	ctx, st, end, err := c.begin(ctx)
 	if err != nil {
 		return err
 	}
-	defer done()
-	st, unlock, err := c.lock(ctx)
-	if err != nil {
-		return err
-	}
-	defer unlock()
+	defer end()
 	before := st.Spec.attachments()
 	if mode, _ := st.Spec.networkMode(); mode != "" {
 		before = nil

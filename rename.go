@@ -109,16 +109,11 @@ func (c *Container) rename(ctx context.Context, name string) error {
 	if !validName(name) {
 		return fmt.Errorf("%w: the name %q has other characters than letters, digits, \"_\", \".\" and \"-\", begins with one of these, or has more than 128", ErrInvalid, name)
 	}
-	ctx, done, err := e.begin(ctx)
+	_, st, end, err := c.begin(ctx)
 	if err != nil {
 		return err
 	}
-	defer done()
-	st, unlock, err := c.lock(ctx)
-	if err != nil {
-		return err
-	}
-	defer unlock()
+	defer end()
 	if !e.whole(st) {
 		return fmt.Errorf("it is still being made: %w", fs.ErrNotExist) // by its owner, who does not hold the lock for that
 	}

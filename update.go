@@ -31,16 +31,11 @@ func (c *Container) update(ctx context.Context, change cgroup.Limits) error {
 	if len(change.Devices) > 0 {
 		return fmt.Errorf("%w: Devices: the devices of a container cannot be updated", ErrInvalid)
 	}
-	ctx, done, err := e.begin(ctx)
+	_, st, end, err := c.begin(ctx)
 	if err != nil {
 		return err
 	}
-	defer done()
-	st, unlock, err := c.lock(ctx)
-	if err != nil {
-		return err
-	}
-	defer unlock()
+	defer end()
 	if !e.whole(st) {
 		return fmt.Errorf("it is still being made: %w", fs.ErrNotExist)
 	}
